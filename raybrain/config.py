@@ -1,0 +1,375 @@
+"""One experiment file is one frozen tree; the dotted address of a leaf is its name everywhere.
+
+The same address is used in the YAML file, on the command line, in a search space, in an Optuna
+candidate and in an MLflow column. Precedence: defaults written here, then the file, then the
+assignments. The environment fills ``${NAME}`` or ``${NAME:-default}`` in paths only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Tree = TypeVar("Tree", bound=BaseModel)
+
+
+class InputError(ValueError):
+    """Something a user wrote or pointed at is wrong; the message is one sentence with a remedy."""
+
+
+def fill_environment(text: str) -> str:
+    """Return ``text`` with ``${NAME}`` and ``${NAME:-default}`` replaced from the environment.
+
+    Raises
+    ------
+    InputError
+        If a variable without a default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        found = os.environ.get(name, default)
+        if found is None:
+            raise InputError(
+                f"'{text}' needs the environment variable {name}, which is not set; "
+                f"type: export {name}=/path/to/it"
+            )
+        return found
+
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
+
+
+Location = Annotated[str, AfterValidator(fill_environment)]
+"""A folder or an fsspec URL."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of an experiment; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Simulation(Section):
+    """The simulated subject that ``simulate`` writes to disk as NSD would ship it."""
+
+    grid: tuple[Positive, Positive, Positive] = (30, 36, 28)
+    """Voxels of the functional volume along x, y and z."""
+    early_voxels: Positive = 1200
+    """Voxels of V1, V2, V3 and hV4 together."""
+    ventral_voxels: Positive = 900
+    objects: Positive | None = None
+    """How many stimuli to show, test images included; all when not given."""
+    test_images: Positive = 103
+    repeats: Positive = 3
+    trials_per_session: Positive = 750
+    image_size: Positive = 64
+    """Pixels along one side of the square stimuli."""
+    ncsnr_median: Annotated[float, Field(gt=0.0)] = 0.38
+    """Median noise-ceiling signal-to-noise ratio over voxels (NSD subj01 nsdgeneral: .361)."""
+    gain_drift: Annotated[float, Field(ge=0.0)] = 0.1
+    """Standard deviation of the log gain of a scan session."""
+    seed: int = 0
+
+
+class Ingest(Section):
+    """What ``ingest`` keeps of a dataset."""
+
+    image_size: Positive = 256
+    """Stored stimuli are square with this many pixels along one side, never enlarged."""
+    sessions: Positive | None = None
+    """Use only the first so many scan sessions; all that are present when not given."""
+
+
+class Generator(Section):
+    """The Stable Diffusion that supplies targets and draws reconstructions."""
+
+    checkpoint: Location = "pocket-diffusion"
+    """``pocket-diffusion`` (ships with the package), a diffusers folder, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Features(Section):
+    """Targets made from the stimuli by the generator's own encoders."""
+
+    resolution: Positive | None = None
+    """Pixels along one side given to the VAE; the generator's own sample size when not given."""
+    tokens: Positive | None = None
+    """Leading text tokens to decode; the rest keep the training mean. All when not given."""
+    batch_size: Positive = 32
+
+
+class Ridge(Section):
+    """L2-regularised linear regression with a penalty per target."""
+
+    kind: Literal["ridge"] = "ridge"
+    alphas: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """Penalties in units of the mean eigenvalue; 13 log steps from 1e-3 to 1e3 when not given."""
+    rescale: bool = True
+    """Scale each predicted dimension to the training targets' standard deviation."""
+
+
+class ResidualMLP(Section):
+    """Linear in, residual blocks of LayerNorm, GELU and dropout, linear out."""
+
+    kind: Literal["residual_mlp"] = "residual_mlp"
+    width: Positive = 512
+    depth: Positive = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    contrastive: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the soft-CLIP loss beside the mean squared error."""
+    rescale: bool = True
+
+
+Decoder = Annotated[Ridge | ResidualMLP, Field(discriminator="kind")]
+
+
+class Decode(Section):
+    """One target, the voxels it is decoded from, and the decoder."""
+
+    rois: tuple[str, ...] = Field(min_length=1)
+    decoder: Decoder = Ridge()
+    min_noise_ceiling: Fraction = 0.0
+    """Voxels below this noise ceiling (a fraction) are left out."""
+    repeats: Literal["average", "trial"] = "average"
+    """Train on the mean over an image's repeats or on single trials."""
+
+
+class Decodes(Section):
+    """The targets to decode."""
+
+    latents: Decode | None = None
+    prompt_embeds: Decode | None = None
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Decodes:
+        if self.latents is None and self.prompt_embeds is None:
+            raise ValueError("needs at least one target: latents or prompt_embeds")
+        return self
+
+
+class Training(Section):
+    """Optimisation of decoders that are fitted by gradient descent."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    batch_size: Positive = 128
+    """Trials per step over all workers together."""
+    epochs: Positive = 60
+    patience: Positive = 8
+    """Epochs without a better validation loss before stopping."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    gradient_clip: Annotated[float, Field(gt=0.0)] | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Reconstruct(Section):
+    """How the generator draws from decoded targets."""
+
+    mode: Literal["z", "c", "z+c"] = "z+c"
+    """Draw from the decoded latents, from the decoded prompt embeddings, or from both."""
+    strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Share of the noise schedule that is added to the decoded latents and removed again."""
+    guidance: Annotated[float, Field(ge=1.0)] = 5.0
+    scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
+    steps: Positive = 20
+    samples: Positive = 5
+    """Reconstructions per image."""
+    images_per_unit: Positive = 4
+    """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
+
+
+class Evaluate(Section):
+    """How reconstructions are scored."""
+
+    protocol: Literal["lite0-v1"] = "lite0-v1"
+    bootstrap: Positive = 10_000
+    """Resamples of the images for every interval."""
+
+
+class Workers(Section):
+    """How many workers a stage may use and what each one holds."""
+
+    min: Positive = 1
+    max: Positive = 1
+    cpus: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}; make max at least {self.min}")
+        return self
+
+
+class Resources(Section):
+    """Workers of every stage that runs on Ray."""
+
+    tasks: Workers = Workers(max=2)
+    """Independent tasks: simulation, ingest, evaluation."""
+    train: Workers = Workers()
+    generate: Workers = Workers(max=2)
+    """The pool of Stable Diffusion workers."""
+
+
+class Tracking(Section):
+    """Where runs are recorded."""
+
+    uri: Location | None = None
+    """MLflow tracking server or database; a sqlite file in the workspace when not given."""
+    private: bool = False
+    """Whether stimuli that may not be redistributed may be logged as artifacts."""
+
+
+class Experiment(Section):
+    """Everything that determines a result, from one YAML file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    dataset: str
+    """A name in ``data_catalog/`` or the path of an entry file of one's own."""
+    subject: str
+    workspace: Location = "workspace"
+    seed: int = 0
+    on_change: Literal["refuse", "replace"] = "refuse"
+    """What to do with a sealed output that was made with other settings."""
+    simulation: Simulation | None = None
+    ingest: Ingest = Ingest()
+    generator: Generator = Generator()
+    features: Features = Features()
+    decode: Decodes
+    training: Training = Training()
+    reconstruct: Reconstruct = Reconstruct()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _mode_has_targets(self) -> Experiment:
+        for letter, target in (("z", "latents"), ("c", "prompt_embeds")):
+            if letter in self.reconstruct.mode.split("+") and getattr(self.decode, target) is None:
+                raise ValueError(
+                    f"reconstruct.mode={self.reconstruct.mode} needs decode.{target}; "
+                    f"add it or choose another mode"
+                )
+        return self
+
+
+def load(path: str | Path, assignments: tuple[str, ...] = (), *, schema: type[Tree]) -> Tree:
+    """Return the validated tree of an experiment file with assignments applied.
+
+    Parameters
+    ----------
+    path : str or Path
+        YAML file.
+    assignments : tuple of str
+        ``address=value`` each, the value in YAML: ``training.lr=1e-4``, ``decode.latents.rois=[V1]``.
+    schema : type
+        The section class at the root, usually `Experiment`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not YAML, or if an address or value does not fit the schema.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"there is no experiment file at {file}; see jobs/experiments/ for examples")
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise InputError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{file} holds no settings; it should be a mapping such as 'name: demo'")
+    for assignment in assignments:
+        _assign(tree, assignment)
+    return validate(tree, schema=schema, source=str(file))
+
+
+def validate(tree: dict[str, Any], *, schema: type[Tree], source: str) -> Tree:
+    """Return ``tree`` as a frozen `schema`, or raise one sentence that names the first fault."""
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_sentence(error, schema=schema, source=source)) from None
+
+
+def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Return every leaf of ``section`` by dotted address, as plain YAML values."""
+    leaves: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        address = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            leaves |= flatten(value, f"{address}.")
+        else:
+            leaves[address] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    address, equals, text = assignment.partition("=")
+    if not equals or not address:
+        raise InputError(f"'{assignment}' is not an assignment; write address=value, as in training.lr=1e-4")
+    try:
+        value = _number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise InputError(f"the value of '{assignment}' is not valid YAML; quote it") from None
+    *parents, leaf = address.split(".")
+    node = tree
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[leaf] = value
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-4 (no dot) as a string; everyone who types it means the number.
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return value
+
+
+def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -> str:
+    fault = error.errors()[0]
+    tags = {"ridge", "residual_mlp"}  # pydantic puts the discriminator's value into the address
+    location = [str(part) for part in fault["loc"] if str(part) not in tags]
+    address = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        section = _section_at(schema, location[:-1])
+        known = list(section.model_fields) if section else []
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        return f"{source}: '{address}' is not a setting; {hint}"
+    if fault["type"] == "missing":
+        return f"{source}: '{address}' is missing; add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault.get("input")
+    shown = f" (found {found!r})" if not isinstance(found, dict | BaseModel) else ""
+    subject = f"'{address}': " if address else ""
+    return f"{source}: {subject}{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _section_at(schema: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    """Return the section class at ``location``, or None inside a union of kinds."""
+    section: type[BaseModel] | None = schema
+    for name in location:
+        field = section.model_fields.get(name) if section else None
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        section = sections[0] if len(sections) == 1 else None
+    return section
