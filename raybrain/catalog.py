@@ -56,7 +56,7 @@ class CatalogEntry(Section):
     title: str
     reader: Literal["nsd", "things", "haxby", "arrays"]
     root: str
-    """A folder or URL, ``${NAME}`` filled from the environment; relative ones lie in the workspace."""
+    """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""
     get: str = ""
     """How to obtain the data, in one or two sentences."""
     layout: dict[str, Any] = Field(default_factory=dict)
@@ -101,10 +101,12 @@ def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) ->
     """Raise `InputError` if the entry has no such subject or ROI."""
     if subject not in entry.subjects:
         raise InputError(
-            f"'subject': {entry.name} has no subject '{subject}'; choose from {', '.join(entry.subjects)}"
+            f"'subject': {entry.name} has no subject '{subject}'; "
+            f"choose from {', '.join(entry.subjects)}"
         )
     for roi in rois:
         if roi not in entry.rois:
             raise InputError(
-                f"ROI '{roi}' is not in the catalog entry {entry.name}; choose from {', '.join(entry.rois)}"
+                f"ROI '{roi}' is not in the catalog entry {entry.name}; "
+                f"choose from {', '.join(entry.rois)}"
             )

@@ -57,6 +57,21 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_sibling_defaults(cls, tree: Any) -> Any:
+        # A default within a default section (max=2) must survive when a sibling (cpus) is given.
+        if not isinstance(tree, dict):
+            return tree
+        merged = dict(tree)
+        for name, field in cls.model_fields.items():
+            default, given = field.default, tree.get(name)
+            if isinstance(default, Section) and isinstance(given, dict):
+                base = default.model_dump()
+                if given.get("kind", base.get("kind")) == base.get("kind"):
+                    merged[name] = {**base, **given}
+        return merged
+
 
 class Simulation(Section):
     """The simulated subject that ``simulate`` writes to disk as NSD would ship it."""
@@ -208,7 +223,9 @@ class Workers(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Workers:
         if self.min > self.max:
-            raise ValueError(f"min={self.min} is above max={self.max}; make max at least {self.min}")
+            raise ValueError(
+                f"min={self.min} is above max={self.max}; make max at least {self.min}"
+            )
         return self
 
 
@@ -272,7 +289,7 @@ def load(path: str | Path, assignments: tuple[str, ...] = (), *, schema: type[Tr
     path : str or Path
         YAML file.
     assignments : tuple of str
-        ``address=value`` each, the value in YAML: ``training.lr=1e-4``, ``decode.latents.rois=[V1]``.
+        ``address=value`` each, the value in YAML: ``training.lr=1e-4``.
     schema : type
         The section class at the root, usually `Experiment`.
 
@@ -283,13 +300,17 @@ def load(path: str | Path, assignments: tuple[str, ...] = (), *, schema: type[Tr
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"there is no experiment file at {file}; see jobs/experiments/ for examples")
+        raise InputError(
+            f"there is no experiment file at {file}; see jobs/experiments/ for examples"
+        )
     try:
         tree = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise InputError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise InputError(
+            f"{file}{line} is not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
     if not isinstance(tree, dict):
         raise InputError(f"{file} holds no settings; it should be a mapping such as 'name: demo'")
     for assignment in assignments:
@@ -321,7 +342,9 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     address, equals, text = assignment.partition("=")
     if not equals or not address:
-        raise InputError(f"'{assignment}' is not an assignment; write address=value, as in training.lr=1e-4")
+        raise InputError(
+            f"'{assignment}' is not an assignment; write address=value, as in training.lr=1e-4"
+        )
     try:
         value = _number(yaml.safe_load(text))
     except yaml.YAMLError:

@@ -62,12 +62,10 @@ class Recording:
     findings: tuple[str, ...] = ()
     """Sentences for the user: ROI voxel counts beside the published ones, sessions left out."""
     target: str = "image"
-    """What a caption and a picture stand for: 'image', or 'category' where exemplars are unknown."""
+    """What a picture stands for: 'image', or 'category' where exemplars are unknown."""
 
 
-def open_recording(
-    entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
-) -> Recording:
+def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
     """Return the recording of one subject, read by the module that the catalog entry names.
 
     Raises

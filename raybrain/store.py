@@ -1,0 +1,287 @@
+"""The Zarr contract: what a store holds, in which chunks, and who may read the test trials.
+
+    betas                 (trial, voxel)  as the dataset ships them; chunk = one scan session
+    trial/image_id, session, run, repeat, split
+    voxel/index, xyz, noise_ceiling
+    roi/<name>            (voxel,) bool
+    image/image_id, group, captions, pixels (image, y, x, rgb) uint8
+
+A chunk is the largest scan session: where sessions are equally long, as in NSD and THINGS-fMRI,
+parallel tasks own disjoint sessions. Whole chunks are written atomically, empty ones included, so a
+chunk that exists is complete and a killed ingest resumes with the missing ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import numpy as np
+import pandas as pd
+import zarr
+
+from raybrain.config import InputError
+
+if TYPE_CHECKING:
+    from raybrain.datasets import Recording
+
+Splits = Literal["training", "test"]
+IMAGES_PER_CHUNK = 64
+TRIAL_COLUMNS = ("image_id", "session", "run", "repeat", "split")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of an array that form one chunk."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SubjectStore:
+    """The trials of one subject that the opener may see."""
+
+    group: zarr.Group
+    trials: pd.DataFrame
+    """Index = row in ``betas``; columns image_id, session, run, repeat, split."""
+    voxels: pd.DataFrame
+    """Columns index, x, y, z, noise_ceiling."""
+    rois: Mapping[str, np.ndarray]
+    images: pd.DataFrame
+    """Index = image_id; columns row, captions (list of str), group; every image of the subject."""
+
+    def mask(self, rois: Iterable[str]) -> np.ndarray:
+        """Return (voxel,) bool: the voxels in any of ``rois``."""
+        return np.any([self.rois[name] for name in rois], axis=0)
+
+    def betas(self, *, voxels: np.ndarray) -> np.ndarray:
+        """Return (trial, voxel) float32 betas in the dataset's unit for the visible trials."""
+        array = _array(self.group, "betas")
+        scale = np.float32(float(str(array.attrs["scale"])))
+        rows = self.trials.index.to_numpy()
+        betas = np.empty((len(rows), int(voxels.sum())), dtype=np.float32)
+        for block in blocks(array.shape[0], size=array.chunks[0]):
+            here = (rows >= block.start) & (rows < block.stop)
+            if here.any():
+                chunk = np.asarray(array[block.start : block.stop])
+                betas[here] = chunk[rows[here] - block.start][:, voxels]
+        betas *= scale
+        return betas
+
+    def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Return (image, y, x, rgb) uint8 stimuli."""
+        rows = self.images.loc[list(image_ids), "row"].to_numpy()
+        return np.asarray(_array(self.group, "image/pixels").oindex[rows])
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Return what ingest recorded about the dataset."""
+        return dict(self.group.attrs)
+
+
+def blocks(rows: int, *, size: int) -> list[Block]:
+    """Return the chunks of ``rows`` rows."""
+    return [Block(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def create_store(path: str, recording: Recording, *, side: int) -> None:
+    """Write everything of ``recording`` but betas and pixels, whose empty arrays are prepared.
+
+    Calling it again on an unfinished store rewrites the tables and keeps the chunks.
+    """
+    group = zarr.open_group(path, mode="a")
+    trials, voxels, images = recording.trials, recording.voxels, recording.images
+    for name in TRIAL_COLUMNS:
+        _write_table(group, f"trial/{name}", trials[name].to_numpy(), dimension="trial")
+    _write_table(group, "voxel/index", voxels.index, dimension="voxel")
+    _write_table(group, "voxel/xyz", voxels.xyz, dimension="voxel")
+    _write_table(group, "voxel/noise_ceiling", voxels.noise_ceiling, dimension="voxel")
+    for name, mask in recording.rois.items():
+        _write_table(group, f"roi/{name}", mask, dimension="voxel")
+    captions = np.array([json.dumps(list(texts)) for texts in images["captions"]], dtype=object)
+    _write_table(group, "image/image_id", images["image_id"].to_numpy(), dimension="image")
+    _write_table(group, "image/group", images["group"].to_numpy(), dimension="image")
+    _write_table(group, "image/captions", captions, dimension="image")
+    if "betas" not in group:
+        rows, columns = len(trials), len(voxels.index)
+        longest = int(trials.groupby("session").size().max())
+        group.create_array(
+            "betas",
+            shape=(rows, columns),
+            chunks=(longest, columns),
+            dtype=recording.dtype,
+            dimension_names=("trial", "voxel"),
+            attributes={"scale": recording.scale},
+            compressors=None,  # betas are noise to a compressor; reading is 3 times faster
+        )
+        group.create_array(
+            "image/pixels",
+            shape=(len(images), side, side, 3),
+            chunks=(IMAGES_PER_CHUNK, side, side, 3),
+            dtype="uint8",
+            dimension_names=("image", "y", "x", "rgb"),
+        )
+    group.attrs.update(
+        {
+            "dataset": recording.dataset,
+            "subject": recording.subject,
+            "target": recording.target,
+            "sources": dict(recording.sources),
+            "findings": list(recording.findings),
+        }
+    )
+
+
+def missing_blocks(path: str, name: str) -> list[Block]:
+    """Return the chunks of an array along its first dimension that have not been written yet."""
+    array = _array(zarr.open_group(path, mode="r"), name)
+    files, root = fsspec.core.url_to_fs(f"{path}/{name}/c")
+    written = (
+        {entry.rsplit("/", 1)[-1] for entry in files.ls(root, detail=False)}
+        if files.exists(root)
+        else set()
+    )
+    size = (array.shards or array.chunks)[0]
+    trailing = "/".join("0" * (array.ndim - 1))
+    return [
+        block
+        for number, block in enumerate(blocks(array.shape[0], size=size))
+        if str(number) not in written or not files.exists(f"{root}/{number}/{trailing}")
+    ]
+
+
+def write_block(path: str, name: str, values: np.ndarray, *, block: Block) -> None:
+    """Write one whole chunk of an array, atomically."""
+    # Not kept in the array's metadata: without it a chunk of zeros would look unwritten.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        _array(zarr.open_group(path, mode="r+"), name)[block.start : block.stop] = values
+
+
+def open_store(path: str, *, splits: Splits) -> SubjectStore:
+    """Return the training trials (validation included) or the test trials of a subject.
+
+    Selection must not see the test trials: ``train`` and ``tune`` open ``training`` only, and every
+    opening of ``test`` is recorded in its run by the pipeline.
+    """
+    group = open_sealed(path)
+    trials = pd.DataFrame({name: _table(group, f"trial/{name}") for name in TRIAL_COLUMNS})
+    test = trials["split"] == "test"
+    xyz = _table(group, "voxel/xyz")
+    images = pd.DataFrame(
+        {
+            "row": np.arange(_array(group, "image/image_id").shape[0]),
+            "captions": [json.loads(texts) for texts in _table(group, "image/captions")],
+            "group": _table(group, "image/group"),
+        },
+        index=pd.Index(_table(group, "image/image_id"), name="image_id"),
+    )
+    rois = group["roi"]
+    assert isinstance(rois, zarr.Group)
+    return SubjectStore(
+        group=group,
+        trials=trials[test if splits == "test" else ~test],
+        voxels=pd.DataFrame(
+            {
+                "index": _table(group, "voxel/index"),
+                "x": xyz[:, 0],
+                "y": xyz[:, 1],
+                "z": xyz[:, 2],
+                "noise_ceiling": _table(group, "voxel/noise_ceiling"),
+            }
+        ),
+        rois={name: _table(group, f"roi/{name}") for name in sorted(rois.array_keys())},
+        images=images,
+    )
+
+
+def open_sealed(path: str) -> zarr.Group:
+    """Return a store for reading.
+
+    Raises
+    ------
+    InputError
+        If there is no store at ``path``.
+    """
+    try:
+        return zarr.open_group(path, mode="r")
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no store at {path}; type 'raybrain plan' to see what is missing"
+        ) from None
+
+
+def create_rows(
+    path: str,
+    arrays: Mapping[str, tuple[tuple[int, ...], str]],
+    *,
+    image_ids: Sequence[str],
+    rows_per_block: int,
+    attributes: Mapping[str, Any],
+    rows_per_chunk: int | None = None,
+) -> None:
+    """Prepare arrays whose first dimension is the image; ``name -> (shape of a row, dtype)``.
+
+    ``rows_per_block`` rows are one file, written whole by one task. With ``rows_per_chunk`` the
+    file is a shard whose chunks can be read one by one.
+    """
+    group = zarr.open_group(path, mode="a")
+    _write_table(group, "image_id", np.array(list(image_ids), dtype=object), dimension="image")
+    for name, (shape, dtype) in arrays.items():
+        if name in group:
+            continue
+        block = min(rows_per_block, max(len(image_ids), 1))
+        chunk = min(rows_per_chunk or block, block)
+        group.create_array(
+            name,
+            shape=(len(image_ids), *shape),
+            chunks=(chunk, *shape),
+            shards=(block, *shape) if chunk < block else None,
+            dtype=dtype,
+        )
+    group.attrs.update(dict(attributes))
+
+
+def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -> np.ndarray:
+    """Return the rows of an array made by `create_rows`, in the order of ``image_ids``."""
+    group = open_sealed(path)
+    array = _array(group, name)
+    if image_ids is None:
+        return np.asarray(array[:])
+    known = {image_id: row for row, image_id in enumerate(_table(group, "image_id"))}
+    return np.asarray(array.oindex[np.array([known[image_id] for image_id in image_ids])])
+
+
+def row_ids(path: str) -> list[str]:
+    """Return the image_ids of a store made by `create_rows`."""
+    return [str(image_id) for image_id in _table(open_sealed(path), "image_id")]
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _table(group: zarr.Group, name: str) -> np.ndarray:
+    values = np.asarray(_array(group, name)[:])
+    # StringDType columns become plain objects, which pandas and JSON know.
+    return values.astype(object) if values.dtype.kind == "T" else values
+
+
+def _write_table(group: zarr.Group, name: str, values: np.ndarray, *, dimension: str) -> None:
+    text = values.dtype.kind in "OUT" or not isinstance(values, np.ndarray)
+    values = np.asarray(values, dtype=object if text else None)
+    names = (dimension, *(f"{dimension}_{axis}" for axis in range(1, values.ndim)))
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=tuple(max(length, 1) for length in values.shape),
+        dtype=str if text else values.dtype,
+        dimension_names=names,
+        overwrite=True,
+    )
+    array[...] = values

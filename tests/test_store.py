@@ -1,0 +1,110 @@
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raybrain import store
+from raybrain.config import InputError
+from raybrain.datasets import Recording, Voxels
+
+
+def _session(session: int, *, betas: np.ndarray, sessions: np.ndarray) -> np.ndarray:
+    return betas[sessions == session]
+
+
+@pytest.fixture
+def recording() -> Recording:
+    rng = np.random.default_rng(0)
+    sessions = np.array([1, 1, 1, 2, 2, 2, 3, 3])
+    betas = rng.integers(-3000, 3000, (8, 5)).astype(np.int16)
+    betas[3:6] = 0  # an empty chunk must still count as written
+    trials = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c", "a", "b", "c", "a", "é"],
+            "session": sessions,
+            "run": 0,
+            "repeat": [0, 0, 0, 1, 1, 1, 2, 0],
+            "split": ["train", "validation", "test"] * 2 + ["train", "test"],
+        }
+    )
+    return Recording(
+        dataset="small",
+        subject="s1",
+        trials=trials,
+        voxels=Voxels(
+            index=np.arange(5),
+            xyz=np.arange(15, dtype=np.int32).reshape(5, 3),
+            noise_ceiling=np.linspace(0, 1, 5, dtype=np.float32),
+        ),
+        rois={"V1": np.array([1, 1, 0, 0, 0], bool), "V2": np.array([0, 0, 1, 0, 0], bool)},
+        images=pd.DataFrame(
+            {
+                "image_id": ["a", "b", "c", "é"],
+                "captions": [("one", "two"), (), ('c, quoted "x"',), ("é",)],
+                "group": ["g", "g", "h", "h"],
+            }
+        ),
+        read_session=functools.partial(_session, betas=betas, sessions=sessions),
+        read_images=lambda ids: [np.zeros((4, 4, 3), np.uint8) for _ in ids],
+        scale=1 / 300,
+        dtype="int16",
+    )
+
+
+def _fill(path: str, recording: Recording) -> None:
+    stored = np.concatenate([recording.read_session(s) for s in (1, 2, 3)])
+    for block in store.missing_blocks(path, "betas"):
+        store.write_block(path, "betas", stored[block.start : block.stop], block=block)
+
+
+def test_betas_come_back_scaled_and_only_those_of_the_opened_splits(tmp_path, recording):
+    path = str(tmp_path / "s.zarr")
+    store.create_store(path, recording, side=4)
+    _fill(path, recording)
+    stored = np.concatenate([recording.read_session(s) for s in (1, 2, 3)]) / np.float32(300)
+    voxels = np.array([True, False, True, True, False])
+    for splits, rows in (("training", [0, 1, 3, 4, 6]), ("test", [2, 5, 7])):
+        opened = store.open_store(path, splits=splits)
+        assert opened.trials.index.tolist() == rows
+        np.testing.assert_allclose(opened.betas(voxels=voxels), stored[rows][:, voxels], rtol=1e-6)
+    assert opened.images.loc["a", "captions"] == ["one", "two"]
+    assert opened.mask(["V1", "V2"]).tolist() == [True, True, True, False, False]
+
+
+def test_only_the_missing_chunks_are_left_after_an_interruption(tmp_path, recording):
+    path = str(tmp_path / "s.zarr")
+    store.create_store(path, recording, side=4)
+    every = store.missing_blocks(path, "betas")
+    assert [(b.start, b.stop) for b in every] == [(0, 3), (3, 6), (6, 8)]
+    store.write_block(path, "betas", recording.read_session(2), block=every[1])
+    store.create_store(path, recording, side=4)
+    assert store.missing_blocks(path, "betas") == [every[0], every[2]]
+
+
+def test_rows_are_sharded_and_read_by_image(tmp_path):
+    path = str(tmp_path / "r.zarr")
+    ids = [f"i{n}" for n in range(5)]
+    store.create_rows(
+        path,
+        {"pixels": ((2, 3), "uint8")},
+        image_ids=ids,
+        rows_per_block=2,
+        rows_per_chunk=1,
+        attributes={"seed": 1},
+    )
+    values = np.arange(30, dtype=np.uint8).reshape(5, 2, 3)
+    blocks = store.missing_blocks(path, "pixels")
+    assert [(b.start, b.stop) for b in blocks] == [(0, 2), (2, 4), (4, 5)]
+    for block in blocks:
+        store.write_block(path, "pixels", values[block.start : block.stop], block=block)
+    assert store.missing_blocks(path, "pixels") == []
+    np.testing.assert_array_equal(
+        store.read_rows(path, "pixels", image_ids=["i4", "i0"]), values[[4, 0]]
+    )
+    assert store.row_ids(path) == ids
+
+
+def test_a_missing_store_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="there is no store at"):
+        store.open_store(str(tmp_path / "none.zarr"), splits="training")
