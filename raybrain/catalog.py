@@ -59,6 +59,8 @@ class CatalogEntry(Section):
     """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""
     get: str = ""
     """How to obtain the data, in one or two sentences."""
+    storage: dict[str, Any] = Field(default_factory=dict)
+    """Options of the fsspec file system where the root is a URL: anon for a public bucket."""
     layout: dict[str, Any] = Field(default_factory=dict)
     """Choices within the layout, such as betas and space for NSD."""
     subjects: tuple[str, ...]
