@@ -255,6 +255,11 @@ def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -
     return np.asarray(array.oindex[np.array([known[image_id] for image_id in image_ids])])
 
 
+def row_shape(path: str, name: str) -> tuple[int, ...]:
+    """Return the shape of one row of an array made by `create_rows`."""
+    return tuple(_array(open_sealed(path), name).shape[1:])
+
+
 def row_ids(path: str) -> list[str]:
     """Return the image_ids of a store made by `create_rows`."""
     return [str(image_id) for image_id in _table(open_sealed(path), "image_id")]

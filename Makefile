@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Ray and torch read these when they start; one place, so that demo, test and lint agree.
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test slow benchmark lint clean
+
+demo: .venv/installed
+	$(BIN)/raybrain demo
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
+
+benchmark: .venv/installed-test
+	$(BIN)/python -m pytest -m benchmark -s
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+clean:
+	rm -rf .venv workspace *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[s3,test,lint]"
+	touch $@

@@ -1,0 +1,98 @@
+"""The command line: a stage, an experiment file, and assignments.
+
+Nothing heavy is imported before a stage is known, so that ``raybrain --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+STAGES = {
+    "plan": "say what is present, missing and sealed, and what would run; writes nothing",
+    "simulate": "write a simulated subject to disk as NSD would ship it",
+    "ingest": "read the dataset into a sealed Zarr store of betas, trials and stimuli",
+    "features": "encode the stimuli into the generator's latents and prompt embeddings",
+    "train": "fit the decoders on training trials",
+    "predict": "decode the test trials",
+    "reconstruct": "draw images from the predictions with a pool of generators",
+    "evaluate": "score the reconstructions beside floors and ceiling, and write the gallery",
+    "run": "all of the above in order, skipping what is sealed",
+    "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
+}
+DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"
+INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+
+
+def usage() -> str:
+    """Return the help text."""
+    width = max(map(len, STAGES))
+    stages = "\n".join(f"  {name:<{width}}  {what}" for name, what in STAGES.items())
+    return (
+        "raybrain reconstructs the images a person saw from their fMRI.\n\n"
+        "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
+        "  raybrain demo [address=value ...]\n\n"
+        f"Stages:\n{stages}\n\n"
+        "An address is the dotted path of a setting, its value is YAML:\n"
+        "  raybrain train jobs/experiments/nsd.yaml training.lr=1e-4 'decode.latents.rois=[V1, V2]'\n"
+        "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage and return the exit code: 0, 2 for bad input, 130 or 143 when stopped."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from raybrain import __version__
+
+        print(__version__)
+        return 0
+    from raybrain.config import InputError
+
+    try:
+        return _run(words)
+    except InputError as error:
+        print(f"raybrain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("raybrain: stopped; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            print("raybrain: stopped by SIGTERM; the same command continues", file=sys.stderr)
+        raise
+
+
+def _run(words: list[str]) -> int:
+    from raybrain.config import Experiment, InputError, load
+
+    stage, *rest = words
+    if stage not in STAGES:
+        raise InputError(f"'{stage}' is not a stage; choose from {', '.join(STAGES)}")
+    if any(word in ("-h", "--help") for word in rest):
+        print(usage())
+        return 0
+    if stage == "demo":
+        path, assignments = str(DEMO), rest
+    elif not rest or "=" in rest[0]:
+        raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
+    else:
+        path, *assignments = rest
+    experiment = load(path, tuple(assignments), schema=Experiment)
+    # Ray moves the working directory of its workers, so every path is made absolute here, once.
+    if "://" not in experiment.workspace:
+        absolute = str(Path(experiment.workspace).absolute())
+        experiment = experiment.model_copy(update={"workspace": absolute})
+    from raybrain import outputs, pipeline
+
+    outputs.check(experiment, stage=stage)
+    pipeline.RUN[stage](experiment)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

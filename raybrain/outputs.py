@@ -1,0 +1,189 @@
+"""Where every output of an experiment lies, and what it depends on.
+
+An output depends on the settings named here and on the outputs it is made from, and on nothing
+else: changing a setting redoes only what depends on it. Workers, tracking and the name of the
+experiment are never part of a seal.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybrain import catalog, seal
+from raybrain.catalog import CatalogEntry
+from raybrain.config import Decode, Experiment, InputError, Ridge, flatten
+from raybrain.seal import Seal
+
+CLOSED_FORM = (Ridge,)
+"""Decoders that the settings under ``training`` do not touch."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder that one stage makes."""
+
+    stage: str
+    folder: str
+    seal: Seal
+
+
+def dataset_entry(experiment: Experiment) -> CatalogEntry:
+    """Return the catalog entry, checked to have the experiment's subject and ROIs.
+
+    Raises
+    ------
+    InputError
+        If the entry, the subject or an ROI does not exist.
+    """
+    entry = catalog.load_entry(experiment.dataset)
+    rois = {roi for _, decode in targets(experiment) for roi in decode.rois}
+    catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(rois)))
+    return entry
+
+
+def check(experiment: Experiment, *, stage: str) -> None:
+    """Raise `InputError` for what can be known to fail before ``stage`` writes anything."""
+    dataset_entry(experiment)
+    if stage not in ("plan", "simulate", "ingest"):
+        from raybrain import diffusion
+
+        diffusion.generator_digest(experiment.generator)
+        diffusion.target_shapes(experiment.generator, features=experiment.features)
+
+
+def dataset_root(experiment: Experiment) -> str:
+    """Return the folder or URL of the dataset on disk."""
+    return catalog.root_of(dataset_entry(experiment), workspace=experiment.workspace)
+
+
+def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
+    """Return the targets that the experiment decodes, by name."""
+    found = [
+        (name, getattr(experiment.decode, name)) for name in type(experiment.decode).model_fields
+    ]
+    return [(name, decode) for name, decode in found if decode is not None]
+
+
+def simulated(experiment: Experiment) -> Output | None:
+    """Return the simulated dataset, or None where the dataset is a real one."""
+    if experiment.simulation is None:
+        return None
+    folder = f"{dataset_root(experiment)}/simulation/{experiment.subject}"
+    settings = {"subject": experiment.subject, **_under(experiment, "simulation")}
+    return Output("simulate", folder, Seal("simulate", settings))
+
+
+def subject_store(experiment: Experiment) -> Output:
+    """Return the Zarr store of betas, trials and stimuli."""
+    entry = dataset_entry(experiment)
+    folder = f"{experiment.workspace}/stores/{entry.name}/{experiment.subject}.zarr"
+    made_from = simulated(experiment)
+    inputs = (
+        {"the simulated subject": made_from.seal.digest}
+        if made_from
+        else {"the files of the dataset": _digest_of_files(experiment, entry, folder=folder)}
+    )
+    described = entry.model_dump(mode="json", include={"reader", "layout", "rois", "split"})
+    settings = {
+        "subject": experiment.subject,
+        **_under(experiment, "ingest"),
+        **{f"catalog.{key}": value for key, value in described.items()},
+    }
+    return Output("ingest", folder, Seal("ingest", settings, inputs))
+
+
+def features(experiment: Experiment) -> Output:
+    """Return the targets made from the stimuli by the generator's encoders."""
+    from raybrain import diffusion
+
+    checkpoint = experiment.generator.checkpoint
+    digest = diffusion.generator_digest(experiment.generator)
+    name = f"{experiment.subject}-{Path(checkpoint.rstrip('/')).stem}-{digest[:8]}"
+    folder = f"{experiment.workspace}/features/{dataset_entry(experiment).name}/{name}.zarr"
+    settings = {
+        "features.resolution": experiment.features.resolution,
+        "generator.dtype": experiment.generator.dtype,
+    }
+    inputs = {"the store": subject_store(experiment).seal.digest, "the generator": digest}
+    return Output("features", folder, Seal("features", settings, inputs))
+
+
+def decoder(experiment: Experiment, target: str) -> Output:
+    """Return the fitted decoder of one target."""
+    decode = dict(targets(experiment))[target]
+    settings = {**_under(experiment, f"decode.{target}"), "seed": experiment.seed}
+    if target == "prompt_embeds":
+        settings["features.tokens"] = experiment.features.tokens
+    if not isinstance(decode.decoder, CLOSED_FORM):
+        settings |= _under(experiment, "training")
+    inputs = {
+        "the store": subject_store(experiment).seal.digest,
+        "the targets": features(experiment).seal.digest,
+    }
+    folder = f"{run_folder(experiment)}/decoders/{target}"
+    return Output("train", folder, Seal("train", settings, inputs))
+
+
+def predictions(experiment: Experiment) -> Output:
+    """Return the decoded targets of the test images."""
+    inputs = {
+        f"the decoder of {target}": decoder(experiment, target).seal.digest
+        for target, _ in targets(experiment)
+    }
+    return Output(
+        "predict", f"{run_folder(experiment)}/predictions.zarr", Seal("predict", {}, inputs)
+    )
+
+
+def reconstructions(experiment: Experiment) -> Output:
+    """Return the images drawn from the predictions."""
+    settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
+    settings["generator.dtype"] = experiment.generator.dtype
+    inputs = {"the predictions": predictions(experiment).seal.digest}
+    return Output(
+        "reconstruct",
+        f"{run_folder(experiment)}/reconstructions.zarr",
+        Seal("reconstruct", settings, inputs),
+    )
+
+
+def report(experiment: Experiment) -> Output:
+    """Return the scores, figures and gallery."""
+    settings = {**_under(experiment, "evaluate"), "seed": experiment.seed}
+    inputs = {"the reconstructions": reconstructions(experiment).seal.digest}
+    return Output(
+        "evaluate", f"{run_folder(experiment)}/report", Seal("evaluate", settings, inputs)
+    )
+
+
+def run_folder(experiment: Experiment) -> str:
+    """Return the folder of everything that belongs to this experiment alone."""
+    return f"{experiment.workspace}/runs/{experiment.name}"
+
+
+def _under(experiment: Experiment, prefix: str) -> dict[str, Any]:
+    leaves = flatten(experiment)
+    return {name: value for name, value in leaves.items() if name.startswith(f"{prefix}.")}
+
+
+def _digest_of_files(experiment: Experiment, entry: CatalogEntry, *, folder: str) -> str:
+    """Return a digest of the names and sizes of the files that ingest would read.
+
+    New or changed files make a new digest. A dataset that has gone from the disk after it was
+    ingested keeps the digest of its sealed store.
+    """
+    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
+    root = catalog.root_of(entry, workspace=experiment.workspace)
+    files = reader.required_files(
+        entry, root=root, subject=experiment.subject, settings=experiment.ingest
+    )
+    present = [(file.path, file.bytes) for file in files if file.present]
+    if present:
+        return seal.digest_of(sorted(present))
+    found = seal.read_seal(folder)
+    if found:
+        return found.inputs["the files of the dataset"]
+    raise InputError(f"the dataset {entry.name} has no files at {root}; {entry.get}".rstrip("; "))

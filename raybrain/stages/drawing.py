@@ -1,0 +1,179 @@
+"""``reconstruct``: a pool of generators draws every sample of every test image."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raybrain import cluster, diffusion, outputs, store
+from raybrain.stages import Made
+
+if TYPE_CHECKING:
+    from raybrain.config import Experiment
+    from raybrain.outputs import Output
+    from raybrain.store import Block
+    from raybrain.tracking import Run
+
+SYSTEM = "system"
+CEILING = "ceiling"
+CATEGORY = "category"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Images of one row of the table that share batches and one file; fixed by the plan."""
+
+    row: str
+    block: Block
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a unit is drawn from."""
+
+    latents: np.ndarray | None
+    """(image, channel, y, x) float32."""
+    prompt_embeds: np.ndarray | None
+    """(image, token, width) float32, all tokens."""
+
+
+def work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Draw the units that are missing from the reconstructions."""
+    settings = experiment.reconstruct
+    image_ids = store.row_ids(outputs.predictions(experiment).folder)
+    shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
+    rows = (SYSTEM, *settings.references)
+    shape = (settings.samples, shapes.pixels, shapes.pixels, 3)
+    store.create_rows(
+        output.folder,
+        {row: (shape, "uint8") for row in rows},
+        image_ids=image_ids,
+        rows_per_block=settings.images_per_unit,
+        rows_per_chunk=1,
+        attributes=_lineage(experiment),
+    )
+    units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
+    total = len(image_ids) * settings.samples * len(rows)
+    left = sum(_images(unit, samples=settings.samples) for unit in units)
+    started, done = time.monotonic(), 0
+    drawn = cluster.draw_units(
+        Painter,
+        units,
+        worker_arguments={"experiment": experiment, "folder": output.folder},
+        workers=experiment.resources.generate,
+        description="reconstruct",
+        size=lambda unit: _images(unit, samples=settings.samples),
+    )
+    for step, images in enumerate(drawn, start=1):
+        done += images
+        rate = done / (time.monotonic() - started)
+        run.log_metrics({"images": total - left + done, "images_per_second": rate}, step=step)
+    names = " and ".join(rows) if len(rows) < 3 else f"{', '.join(rows[:-1])} and {rows[-1]}"
+    return Made(
+        f"{len(image_ids):,} images x {settings.samples} samples of {names}, {total:,} in all"
+    )
+
+
+class Painter:
+    """Loads the generator once, then draws unit after unit straight into the store.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What to draw with and how.
+    folder : str
+        The reconstructions to write.
+    """
+
+    def __init__(self, *, experiment: Experiment, folder: str) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.image_ids = store.row_ids(folder)
+        self.worker = diffusion.DrawingWorker(
+            generator=experiment.generator,
+            reconstruct=experiment.reconstruct,
+            seed=experiment.seed,
+            threads=max(1, int(experiment.resources.generate.cpus)),
+        )
+
+    def __call__(self, unit: Unit) -> int:
+        """Draw and write one unit, and return its number of images."""
+        image_ids = self.image_ids[unit.block.start : unit.block.stop]
+        targets = targets_of(self.experiment, row=unit.row, image_ids=image_ids)
+        drawing = self.worker(
+            diffusion.DrawingUnit(
+                image_ids=tuple(image_ids),
+                samples=tuple(range(self.experiment.reconstruct.samples)),
+                latents=targets.latents,
+                prompt_embeds=targets.prompt_embeds,
+            )
+        )
+        store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
+        return len(image_ids) * self.experiment.reconstruct.samples
+
+
+def targets_of(experiment: Experiment, *, row: str, image_ids: list[str]) -> Targets:
+    """Return what the images of a row are drawn from.
+
+    The system's are the decoded targets, the ceiling's the true ones, and the category's the mean
+    over training images of the true category.
+    """
+    found = {
+        target: _values(experiment, row=row, target=target, image_ids=image_ids)
+        for target, _ in outputs.targets(experiment)
+    }
+    embeds = found.get("prompt_embeds")
+    features = outputs.features(experiment).folder
+    if embeds is not None and embeds.shape[1] < store.row_shape(features, "prompt_embeds")[0]:
+        mean = store.read_rows(
+            features, "prompt_embeds", image_ids=training_images(experiment)
+        ).mean(axis=0)
+        embeds = diffusion.complete_prompt(embeds, mean=mean)
+    return Targets(latents=found.get("latents"), prompt_embeds=embeds)
+
+
+def training_images(experiment: Experiment) -> list[str]:
+    """Return the image_ids of the training and validation trials, ascending."""
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+    return sorted(set(opened.trials["image_id"]))
+
+
+def _values(experiment: Experiment, *, row: str, target: str, image_ids: list[str]) -> np.ndarray:
+    features = outputs.features(experiment).folder
+    if row == SYSTEM:
+        return store.read_rows(outputs.predictions(experiment).folder, target, image_ids=image_ids)
+    if row == CEILING:
+        return store.read_rows(features, target, image_ids=image_ids)
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+    group = opened.images["group"]
+    training = group[training_images(experiment)]
+    means = {
+        name: store.read_rows(
+            features, target, image_ids=training.index[training == name].tolist()
+        ).mean(axis=0)
+        for name in set(group[image_ids])
+        if (training == name).any()
+    }
+    everyone = np.mean(list(means.values()), axis=0)
+    return np.stack([means.get(group[image_id], everyone) for image_id in image_ids])
+
+
+def _images(unit: Unit, *, samples: int) -> int:
+    return (unit.block.stop - unit.block.start) * samples
+
+
+def _lineage(experiment: Experiment) -> dict[str, object]:
+    """Return where every image of this store comes from."""
+    return {
+        "store": outputs.subject_store(experiment).seal.digest,
+        "decoders": {
+            target: outputs.decoder(experiment, target).seal.digest
+            for target, _ in outputs.targets(experiment)
+        },
+        "generator": outputs.features(experiment).seal.inputs["the generator"],
+        "seed": experiment.seed,
+        **experiment.reconstruct.model_dump(mode="json"),
+    }

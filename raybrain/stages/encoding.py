@@ -1,0 +1,86 @@
+"""``features``: targets from the generator's own encoders, one row per stimulus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raybrain import cluster, diffusion, outputs, store
+from raybrain.config import Features
+from raybrain.stages import Made
+
+if TYPE_CHECKING:
+    from raybrain.config import Experiment
+    from raybrain.outputs import Output
+    from raybrain.store import Block
+    from raybrain.tracking import Run
+
+TARGETS = ("latents", "prompt_embeds")
+
+
+def work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Encode the blocks of stimuli that are missing from the features."""
+    stimuli = outputs.subject_store(experiment).folder
+    image_ids = store.open_store(stimuli, splits="training").images.index.tolist()
+    # All tokens are kept: which ones are decoded is the decoder's affair, not the stimuli's.
+    whole = Features(resolution=experiment.features.resolution)
+    shapes = diffusion.target_shapes(experiment.generator, features=whole)
+    store.create_rows(
+        output.folder,
+        {
+            "latents": (shapes.latents, "float32"),
+            "prompt_embeds": (shapes.prompt_embeds, "float32"),
+        },
+        image_ids=image_ids,
+        rows_per_block=store.IMAGES_PER_CHUNK,
+        attributes={"generator": output.seal.inputs["the generator"]},
+    )
+    missing = {block for name in TARGETS for block in store.missing_blocks(output.folder, name)}
+    encoded = cluster.draw_units(
+        Encoder,
+        sorted(missing, key=lambda block: block.start),
+        worker_arguments={"experiment": experiment, "stimuli": stimuli, "folder": output.folder},
+        workers=experiment.resources.generate,
+        description="features",
+    )
+    for _ in encoded:
+        pass
+    return Made(
+        f"{len(image_ids):,} stimuli -> latents {_by(shapes.latents)}, "
+        f"prompt embeddings {_by(shapes.prompt_embeds)}"
+    )
+
+
+class Encoder:
+    """Loads the generator once and writes block after block of targets.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its generator and features sections.
+    stimuli, folder : str
+        The subject's store, and the features to write.
+    """
+
+    def __init__(self, *, experiment: Experiment, stimuli: str, folder: str) -> None:
+        self.generator = diffusion.load_generator(experiment.generator)
+        self.settings = experiment.features
+        self.opened = store.open_store(stimuli, splits="training")
+        self.folder = folder
+
+    def __call__(self, block: Block) -> int:
+        """Write the targets of the stimuli in ``block`` and return how many there were."""
+        images = self.opened.images.iloc[block.start : block.stop]
+        latents = diffusion.encode_images(
+            self.generator,
+            images=self.opened.pixels(images.index.tolist()),
+            resolution=self.settings.resolution,
+            batch_size=self.settings.batch_size,
+        )
+        embeds = diffusion.encode_captions(self.generator, captions=images["captions"].tolist())
+        store.write_block(self.folder, "latents", latents, block=block)
+        store.write_block(self.folder, "prompt_embeds", embeds, block=block)
+        return len(images)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,92 @@
+"""``plan``: what is present, missing and sealed, and what would run next."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raybrain import outputs, seal
+from raybrain.config import InputError
+from raybrain.stages import STAGE_COLUMN
+
+if TYPE_CHECKING:
+    from raybrain.config import Experiment
+    from raybrain.outputs import Output
+
+SHOWN_FILES = 12
+
+
+def describe(experiment: Experiment) -> str:
+    """Return the data plan and the state of every output, a line each."""
+    lines = [*_data(experiment), ""]
+    makers: list[Callable[[], Output | None]] = [
+        lambda: outputs.simulated(experiment),
+        lambda: outputs.subject_store(experiment),
+        lambda: outputs.features(experiment),
+        *(
+            lambda target=target: outputs.decoder(experiment, target)  # type: ignore[misc]
+            for target, _ in outputs.targets(experiment)
+        ),
+        lambda: outputs.predictions(experiment),
+        lambda: outputs.reconstructions(experiment),
+        lambda: outputs.report(experiment),
+    ]
+    following = None
+    for make in makers:
+        try:
+            output = make()
+        except InputError as error:
+            lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {error}")
+            return "\n".join(lines)
+        if output is None:
+            continue
+        found = seal.status(output.folder, wanted=output.seal)
+        detail = f" ({'; '.join(found.differences)})" if found.differences else ""
+        lines.append(f"{output.stage:<{STAGE_COLUMN}}{found.state:<12}{output.folder}{detail}")
+        if found.state != "sealed" and following is None:
+            following = output.stage
+    lines.append(
+        f"{'next':<{STAGE_COLUMN}}{f'raybrain {following}' if following else 'all is done'}"
+    )
+    return "\n".join(lines)
+
+
+def _data(experiment: Experiment) -> list[str]:
+    entry = outputs.dataset_entry(experiment)
+    root = outputs.dataset_root(experiment)
+    title = f"{'data':<{STAGE_COLUMN}}{entry.title}, {experiment.subject}, at {root}"
+    lines = [title, f"{'':<{STAGE_COLUMN}}{entry.licence.name} ({entry.licence.url})"]
+    made = outputs.simulated(experiment)
+    if made and seal.status(made.folder, wanted=made.seal).state != "sealed":
+        return [*lines, f"{'':<{STAGE_COLUMN}}'raybrain simulate' writes it"]
+    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
+    files = reader.required_files(
+        entry, root=root, subject=experiment.subject, settings=experiment.ingest
+    )
+    present = [file for file in files if file.present]
+    absent = [file for file in files if not file.present]
+    size = sum(file.bytes or 0 for file in present)
+    lines.append(f"{'':<{STAGE_COLUMN}}{len(present)} files present, {_bytes(size)}")
+    if absent:
+        known = sum(file.bytes or 0 for file in absent)
+        about = f", about {_bytes(known)}" if known else ""
+        lines.append(f"{'':<{STAGE_COLUMN}}{len(absent)} files missing{about}:")
+        for file in absent[:SHOWN_FILES]:
+            note = f"  {_bytes(file.bytes)}" if file.bytes else ""
+            lines.append(f"{'':<{STAGE_COLUMN}}  {file.path}{note}")
+        if len(absent) > SHOWN_FILES:
+            lines.append(f"{'':<{STAGE_COLUMN}}  and {len(absent) - SHOWN_FILES} more")
+        if entry.get:
+            lines.append(f"{'':<{STAGE_COLUMN}}{entry.get}")
+    return lines
+
+
+def _bytes(count: int) -> str:
+    """Return a size with a decimal unit, as disks and buckets are sold."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
