@@ -83,7 +83,9 @@ class Simulation(Section):
     ventral_voxels: Positive = 900
     objects: Positive | None = None
     """How many stimuli to show, test images included; all when not given."""
-    test_images: Positive = 103
+    test_images: Positive | None = None
+    """How many of them are in the shared test set, at most the 103 that the pocket generator has
+    never seen; when not given, these 103 in proportion to the objects shown."""
     repeats: Positive = 3
     trials_per_session: Positive = 750
     image_size: Positive = 64
