@@ -110,9 +110,16 @@ class Generator(Section):
     """The Stable Diffusion that supplies targets and draws reconstructions."""
 
     checkpoint: Location = "pocket-diffusion"
-    """``pocket-diffusion`` (ships with the package), a diffusers folder, or a hub id."""
+    """``pocket-diffusion`` (ships with the package), a diffusers folder, a hub id, or one
+    ``.safetensors`` or ``.ckpt`` file in the original layout."""
+    configs: Location | None = None
+    """A diffusers folder that describes a checkpoint of one file; looked for beside the file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    vae_slicing: bool = False
+    """Decode image by image: less memory for large images."""
+    compile: bool = False
+    """Compile the UNet: slower to start, faster afterwards."""
 
 
 class Features(Section):
@@ -193,8 +200,9 @@ class Training(Section):
 class Reconstruct(Section):
     """How the generator draws from decoded targets."""
 
-    mode: Literal["z", "c", "z+c"] = "z+c"
-    """Draw from the decoded latents, from the decoded prompt embeddings, or from both."""
+    mode: Literal["z", "c", "z+c", "takagi"] = "z+c"
+    """Draw from the decoded latents, from the decoded prompt embeddings, or from both; ``takagi``
+    draws from both after a detour of the latents through pixels at the generator's resolution."""
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Share of the noise schedule that is added to the decoded latents and removed again."""
     guidance: Annotated[float, Field(ge=1.0)] = 5.0
@@ -202,6 +210,9 @@ class Reconstruct(Section):
     steps: Positive = 20
     samples: Positive = 5
     """Reconstructions per image."""
+    references: tuple[Literal["ceiling", "category"], ...] = ("ceiling",)
+    """Rows drawn beside the system's: from the true targets, and from the training mean of the
+    image's true category."""
     images_per_unit: Positive = 4
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
 
@@ -274,8 +285,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _mode_has_targets(self) -> Experiment:
+        mode = self.reconstruct.mode
+        needed = {"z", "c"} if mode == "takagi" else set(mode.split("+"))
         for letter, target in (("z", "latents"), ("c", "prompt_embeds")):
-            if letter in self.reconstruct.mode.split("+") and getattr(self.decode, target) is None:
+            if letter in needed and getattr(self.decode, target) is None:
                 raise ValueError(
                     f"reconstruct.mode={self.reconstruct.mode} needs decode.{target}; "
                     f"add it or choose another mode"

@@ -1,0 +1,31 @@
+"""Stable Diffusion both ways: stimuli to targets, predictions to images.
+
+Targets and images come from the same autoencoder, scaling factor and text encoder, so both live
+here. Importing this package loads neither torch nor diffusers.
+"""
+
+from raybrain.diffusion.checkpoint import generator_digest
+from raybrain.diffusion.drawing import Drawing, DrawingUnit, DrawingWorker, draw, noise_seed
+from raybrain.diffusion.generator import (
+    StableDiffusion,
+    TargetShapes,
+    load_generator,
+    target_shapes,
+)
+from raybrain.diffusion.targets import complete_prompt, encode_captions, encode_images
+
+__all__ = [
+    "Drawing",
+    "DrawingUnit",
+    "DrawingWorker",
+    "StableDiffusion",
+    "TargetShapes",
+    "complete_prompt",
+    "draw",
+    "encode_captions",
+    "encode_images",
+    "generator_digest",
+    "load_generator",
+    "noise_seed",
+    "target_shapes",
+]

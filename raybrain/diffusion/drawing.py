@@ -1,0 +1,297 @@
+"""Predictions to images: img2img from decoded latents with decoded text embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybrain.config import Generator, InputError, Reconstruct
+from raybrain.diffusion.generator import load_generator, quiet
+from raybrain.diffusion.targets import encode_pixels, resize
+
+if TYPE_CHECKING:
+    import torch
+
+    from raybrain.diffusion.generator import StableDiffusion
+
+
+def noise_seed(*, seed: int, image_id: int | str, sample: int) -> int:
+    """Return the seed of a reconstruction's noise: a function of these three and nothing else."""
+    digest = hashlib.sha256(f"{seed}/{image_id}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw(
+    generator: StableDiffusion,
+    *,
+    latents: NDArray[np.floating] | None,
+    prompt_embeds: NDArray[np.floating] | None,
+    image_ids: Sequence[int | str] | NDArray[Any],
+    samples: Sequence[int] | NDArray[np.integer],
+    seed: int,
+    settings: Reconstruct,
+) -> NDArray[np.uint8]:
+    """Return one image per row, drawn by diffusers' img2img pipeline.
+
+    ``settings.mode`` says what a row is drawn from. ``z``: its latents, with the empty caption and
+    no guidance. ``c``: its text embedding, from pure noise. ``z+c``: both. ``takagi``: both, the
+    latents being decoded to pixels, enlarged to the generator's resolution and encoded again, as
+    Takagi and Nishimoto did (CVPR 2023).
+
+    Parameters
+    ----------
+    generator : StableDiffusion
+        The generator the targets were made with.
+    latents : ndarray or None
+        (row, channel, y, x) scaled latents; not used by mode ``c``.
+    prompt_embeds : ndarray or None
+        (row, token, width), all tokens; not used by mode ``z``.
+    image_ids, samples : sequence
+        For each row the image and the number of the sample. With ``seed`` they determine its noise,
+        whatever else is in the batch.
+    seed : int
+        The experiment's seed.
+    settings : Reconstruct
+        Mode, strength, guidance, scheduler and steps.
+
+    Returns
+    -------
+    ndarray
+        uint8 (row, y, x, rgb).
+
+    Raises
+    ------
+    InputError
+        If a target is missing, not finite or of the wrong shape, if no step is left at this
+        strength, or if the generator itself drew something that is not finite.
+    """
+    import torch
+
+    rows = len(image_ids)
+    if len(samples) != rows:
+        raise InputError(f"{rows} image ids need {rows} sample numbers; found {len(samples)}")
+    _check_steps(settings, generator)
+    mode = settings.mode
+    if mode == "c":
+        side = generator.latent_size
+        start = torch.zeros((rows, generator.pipeline.vae.config.latent_channels, side, side))
+    else:
+        start = _latents(generator, latents=latents, rows=rows)
+    if mode == "z":
+        embeds = generator.unconditional.expand(rows, -1, -1)
+    else:
+        embeds = _embeds(generator, prompt_embeds=prompt_embeds, rows=rows)
+    noise = [
+        torch.Generator().manual_seed(noise_seed(seed=seed, image_id=image_id, sample=int(sample)))
+        for image_id, sample in zip(image_ids, samples, strict=True)
+    ]
+    pipeline = generator.pipeline
+    with torch.inference_mode(), quiet():
+        if mode == "takagi":
+            start = _through_pixels(generator, latents=start)
+        pipeline.scheduler = _scheduler(settings, generator)
+        pixels = pipeline(
+            image=start.to(generator.device),
+            prompt_embeds=embeds,
+            negative_prompt_embeds=generator.unconditional.expand_as(embeds),
+            strength=1.0 if mode == "c" else settings.strength,
+            guidance_scale=1.0 if mode == "z" else settings.guidance,
+            num_inference_steps=settings.steps,
+            generator=noise,
+            output_type="pt",
+        ).images
+        if not torch.isfinite(pixels).all():
+            raise InputError(
+                f"'{generator.settings.checkpoint}' drew values that are not finite; "
+                f"type generator.dtype=float32, or another reconstruct.scheduler"
+            )
+        return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check_steps(settings: Reconstruct, generator: StableDiffusion) -> None:
+    if settings.mode != "c" and int(settings.steps * settings.strength) < 1:
+        needed = int(np.ceil(1 / settings.strength))
+        raise InputError(
+            f"'reconstruct.strength' {settings.strength} of {settings.steps} steps leaves no step "
+            f"to draw; type reconstruct.steps={needed} or more"
+        )
+    trained = generator.scheduler_config.get("num_train_timesteps", 1000)
+    if settings.steps > trained:
+        raise InputError(
+            f"'reconstruct.steps' is {settings.steps}, but '{generator.settings.checkpoint}' has "
+            f"{trained} noise levels; type reconstruct.steps={trained} or less"
+        )
+
+
+def _latents(
+    generator: StableDiffusion, *, latents: NDArray[np.floating] | None, rows: int
+) -> torch.Tensor:
+    config = generator.pipeline.unet.config
+    halvings = 2 ** (len(config.block_out_channels) - 1)
+    side = generator.latent_size
+    wanted = f"({rows}, {config.in_channels}, {side}, {side})"
+    array = _finite(latents, name="latents", wanted=wanted)
+    if (
+        array.ndim != 4
+        or array.shape[:2] != (rows, config.in_channels)
+        or any(length == 0 or length % halvings for length in array.shape[2:])
+    ):
+        raise InputError(
+            f"the latents have shape {array.shape}, but '{generator.settings.checkpoint}' draws "
+            f"from {wanted}, or another height and width in multiples of {halvings}; "
+            f"predict them again with its own features"
+        )
+    return array
+
+
+def _embeds(
+    generator: StableDiffusion, *, prompt_embeds: NDArray[np.floating] | None, rows: int
+) -> torch.Tensor:
+    tokens, width = generator.unconditional.shape
+    array = _finite(prompt_embeds, name="prompt_embeds", wanted=f"({rows}, {tokens}, {width})")
+    if tuple(array.shape) != (rows, tokens, width):
+        raise InputError(
+            f"the prompt_embeds have shape {tuple(array.shape)}, but "
+            f"'{generator.settings.checkpoint}' reads ({rows}, {tokens}, {width}): "
+            f"rows, tokens and width; predict them again with its own features"
+        )
+    return array
+
+
+def _finite(array: NDArray[np.floating] | None, *, name: str, wanted: str) -> torch.Tensor:
+    import torch
+
+    if array is None:
+        raise InputError(f"this mode draws from {name} of shape {wanted}, but there are none")
+    found = torch.tensor(np.asarray(array, np.float32))
+    bad = (~torch.isfinite(found)).reshape(len(found), -1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(
+            f"the {name} of {len(bad)} of {len(found)} rows are not finite (the first is row "
+            f"{bad[0]}); look at the decoder's training and predict them again"
+        )
+    return found
+
+
+def _through_pixels(generator: StableDiffusion, *, latents: torch.Tensor) -> torch.Tensor:
+    vae = generator.pipeline.vae
+    scaled = latents.to(generator.device) / generator.scaling_factor
+    pixels = vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
+    return encode_pixels(generator, pixels=resize(pixels, side=generator.resolution))
+
+
+def _scheduler(settings: Reconstruct, generator: StableDiffusion) -> Any:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    config = generator.scheduler_config
+    if settings.scheduler == "ddim":
+        # Latents are not confined to -1..1: DDIM's default would clip them.
+        own = {"clip_sample": False}
+        if "set_alpha_to_one" not in config:
+            own["set_alpha_to_one"] = False  # as Stable Diffusion's own configs say
+        return DDIMScheduler.from_config(config, **own)
+    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
+
+
+@dataclass(frozen=True)
+class DrawingUnit:
+    """The images and samples that share a batch; fixed by the plan, so that bytes never change."""
+
+    image_ids: tuple[int | str, ...]
+    samples: tuple[int, ...]
+    latents: NDArray[np.floating] | None
+    """(image, channel, y, x), or None when the mode does not need them."""
+    prompt_embeds: NDArray[np.floating] | None
+    """(image, token, width), or None when the mode does not need them."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a unit became."""
+
+    image_ids: tuple[int | str, ...]
+    samples: tuple[int, ...]
+    images: NDArray[np.uint8]
+    """(image, sample, y, x, rgb)."""
+    seconds: float
+    """Wall time of drawing, loading not included."""
+    batch: int
+    """Rows drawn together: fewer than images x samples after the GPU ran out of memory."""
+
+
+class DrawingWorker:
+    """Loads the generator once and draws unit after unit.
+
+    Parameters
+    ----------
+    generator : Generator
+        What to load.
+    reconstruct : Reconstruct
+        How to draw.
+    seed : int
+        The experiment's seed.
+    threads : int
+        CPU threads of torch; fixed, because sums over another number of threads round otherwise.
+    """
+
+    def __init__(
+        self, *, generator: Generator, reconstruct: Reconstruct, seed: int, threads: int = 1
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = True
+        self.generator = load_generator(generator)
+        self.reconstruct = reconstruct
+        self.seed = seed
+        self._largest: int | None = None
+
+    def __call__(self, unit: DrawingUnit) -> Drawing:
+        """Return every sample of every image of ``unit``; image by image, sample by sample."""
+        import torch
+
+        started = time.perf_counter()
+        images, samples = len(unit.image_ids), len(unit.samples)
+        owner = np.repeat(np.arange(images), samples)
+        sample = np.tile(np.asarray(unit.samples), images)
+        total = images * samples
+        batch = min(total, self._largest or total)
+        drawn: list[NDArray[np.uint8]] = []
+        done = 0
+        while done < total:
+            rows = slice(done, done + batch)
+            try:
+                drawn.append(self._draw(unit, owner=owner[rows], sample=sample[rows]))
+                done += batch
+            except torch.cuda.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch = self._largest = -(-batch // 2)
+                torch.cuda.empty_cache()
+        pixels = np.concatenate(drawn)
+        return Drawing(
+            image_ids=unit.image_ids,
+            samples=unit.samples,
+            images=pixels.reshape(images, samples, *pixels.shape[1:]),
+            seconds=time.perf_counter() - started,
+            batch=batch,
+        )
+
+    def _draw(
+        self, unit: DrawingUnit, *, owner: NDArray[np.integer], sample: NDArray[np.integer]
+    ) -> NDArray[np.uint8]:
+        return draw(
+            self.generator,
+            latents=None if unit.latents is None else unit.latents[owner],
+            prompt_embeds=None if unit.prompt_embeds is None else unit.prompt_embeds[owner],
+            image_ids=[unit.image_ids[index] for index in owner],
+            samples=sample,
+            seed=self.seed,
+            settings=self.reconstruct,
+        )

@@ -1,0 +1,261 @@
+"""Loading a Stable Diffusion checkpoint, and what its targets look like."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raybrain.config import Features, Generator, InputError
+from raybrain.diffusion.checkpoint import Checkpoint, find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+
+@dataclass(frozen=True)
+class TargetShapes:
+    """The shape of one image's targets."""
+
+    latents: tuple[int, int, int]
+    """Channels, height and width of the VAE latents."""
+    prompt_embeds: tuple[int, int]
+    """Text tokens to decode and the width of their embedding."""
+    pixels: int
+    """Pixels along one side of an image drawn from such latents."""
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """A loaded generator: diffusers' img2img pipeline and what is fixed about it."""
+
+    settings: Generator
+    pipeline: StableDiffusionImg2ImgPipeline
+    scheduler_config: Mapping[str, Any]
+    """As in the checkpoint; every scheduler is built from it, never from its predecessor."""
+    unconditional: torch.Tensor
+    """(token, width) float32: the embedding of the empty caption, the other side of guidance."""
+    resolution: int
+    """Pixels along one side of the images the network was trained on."""
+    latent_size: int
+    """Latents along one side at that resolution."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.pipeline.device
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along one side of the square that one latent stands for."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def scaling_factor(self) -> float:
+        """What turns the mean of the VAE's posterior into latents of about unit variance."""
+        return self.pipeline.vae.config.scaling_factor
+
+
+def load_generator(settings: Generator) -> StableDiffusion:
+    """Return the generator with its networks on their device, ready to encode and to draw.
+
+    The text encoder, the latents and the scheduler stay in float32 whatever ``settings.dtype`` is:
+    only the UNet and the VAE compute in half precision. So the noise and the text embeddings are
+    the same in every precision and on every device.
+
+    Raises
+    ------
+    InputError
+        If there is no such checkpoint, or the device or its dtype is not available.
+    """
+    import diffusers.utils.logging as diffusers_log
+    import torch
+    import transformers.utils.logging as transformers_log
+
+    device = _device(settings)
+    dtype = _dtype(settings, device=device)
+    checkpoint = find_checkpoint(settings)
+    with quiet():
+        diffusers_log.disable_progress_bar()
+        transformers_log.disable_progress_bar()
+        pipeline = _load_pipeline(checkpoint)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(device)
+        pipeline.vae.requires_grad_(False)
+        pipeline.unet.requires_grad_(False)
+        pipeline.text_encoder.requires_grad_(False)
+        if dtype != torch.float32:
+            _compute_in(dtype, pipeline=pipeline)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+        if settings.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if settings.compile:
+            pipeline.unet.forward = torch.compile(pipeline.unet.forward)
+        with torch.inference_mode():
+            unconditional, _ = pipeline.encode_prompt("", device, 1, False)
+    shapes = target_shapes(settings, features=Features())
+    return StableDiffusion(
+        settings=settings,
+        pipeline=pipeline,
+        scheduler_config=dict(pipeline.scheduler.config),
+        unconditional=unconditional[0],
+        resolution=shapes.latents[1] * pipeline.vae_scale_factor,
+        latent_size=shapes.latents[1],
+    )
+
+
+def target_shapes(generator: StableDiffusion | Generator, *, features: Features) -> TargetShapes:
+    """Return the shapes of the targets, read from the checkpoint's configs without loading it.
+
+    Parameters
+    ----------
+    generator : StableDiffusion or Generator
+        A loaded generator, or the settings of one.
+    features : Features
+        ``resolution`` sets the latents' height and width, ``tokens`` how many tokens are decoded.
+
+    Raises
+    ------
+    InputError
+        If the resolution is not a multiple of what the networks halve, or there are fewer tokens.
+    """
+    settings = generator.settings if isinstance(generator, StableDiffusion) else generator
+    checkpoint = find_checkpoint(settings)
+    vae, unet = checkpoint.settings("vae"), checkpoint.settings("unet")
+    text = checkpoint.settings("text_encoder")
+    pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+    native = _side(unet["sample_size"]) * pixels_per_latent
+    resolution = features.resolution or native
+    # Each level of the UNet but the last halves height and width.
+    step = pixels_per_latent * 2 ** (len(unet["block_out_channels"]) - 1)
+    if resolution % step:
+        below = max(resolution // step, 1) * step
+        raise InputError(
+            f"'features.resolution' is {resolution}, but '{settings.checkpoint}' needs a multiple "
+            f"of {step} pixels; type features.resolution={below}, or leave it out for {native}"
+        )
+    maximum = checkpoint.settings("tokenizer").get("model_max_length", 77)
+    longest = min(int(maximum), text["max_position_embeddings"])
+    tokens = features.tokens or longest
+    if tokens > longest:
+        raise InputError(
+            f"'features.tokens' is {tokens}, but a caption has {longest} tokens for "
+            f"'{settings.checkpoint}'; type features.tokens={longest} or less"
+        )
+    side = resolution // pixels_per_latent
+    return TargetShapes(
+        latents=(vae["latent_channels"], side, side),
+        prompt_embeds=(tokens, text["hidden_size"]),
+        pixels=resolution,
+    )
+
+
+def _side(sample_size: int | list[int]) -> int:
+    return sample_size if isinstance(sample_size, int) else sample_size[0]
+
+
+def _device(settings: Generator) -> torch.device:
+    import torch
+
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise InputError(
+            "'generator.device' is cuda, but torch finds no GPU here; "
+            "type generator.device=auto, or check the driver with nvidia-smi"
+        )
+    return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
+
+
+def _dtype(settings: Generator, *, device: torch.device) -> torch.dtype:
+    import torch
+
+    if settings.dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if settings.dtype == "float16" and device.type == "cpu":
+        raise InputError(
+            "'generator.dtype' is float16, which needs a GPU; "
+            "type generator.dtype=bfloat16 or generator.dtype=float32"
+        )
+    return getattr(torch, settings.dtype)
+
+
+def _load_pipeline(checkpoint: Checkpoint) -> StableDiffusionImg2ImgPipeline:
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if checkpoint.weights is None:
+        return StableDiffusionImg2ImgPipeline.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            variant=checkpoint.variant,
+            local_files_only=True,
+            image_encoder=None,
+            **unused,
+        )
+    try:
+        return StableDiffusionImg2ImgPipeline.from_single_file(
+            str(checkpoint.weights),
+            config=str(checkpoint.folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            **unused,
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"{checkpoint.weights} could not be read with the configs of {checkpoint.folder} "
+            f"({reason.rstrip('.')}); check that both are the same model, or save the weights as "
+            f".safetensors"
+        ) from None
+
+
+def _compute_in(dtype: torch.dtype, *, pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    """Make the UNet and the VAE take and give float32 but compute in ``dtype``."""
+    unet, vae = pipeline.unet, pipeline.vae
+    # The timestep keeps its type: 981 is not a bfloat16 number.
+    for first, last in (
+        (unet, unet),
+        (vae.encoder, vae.quant_conv or vae.encoder),
+        (vae.post_quant_conv or vae.decoder, vae.decoder),
+    ):
+
+        def lower(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            sample, *others = args
+            embeds = kwargs.get("encoder_hidden_states")
+            if embeds is not None:
+                kwargs = kwargs | {"encoder_hidden_states": embeds.to(dtype)}
+            return (sample.to(dtype), *others), kwargs
+
+        def raise_again(_module: Any, _args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (output[0].float(), *output[1:])
+            return output.float()
+
+        first.register_forward_pre_hook(lower, with_kwargs=True)
+        last.register_forward_hook(raise_again)
+    unet.to(dtype)
+    vae.to(dtype)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' advice, which means nothing to who reconstructs from a brain."""
+    import diffusers.utils.logging as diffusers_log
+    import transformers.utils.logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    before = [log.get_verbosity() for log in logs]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, verbosity in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
