@@ -1,0 +1,132 @@
+"""Trials made into what a decoder is fitted on: z-scored, selected voxels, repeats averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybrain.config import InputError
+from raybrain.decoders.normalisation import (
+    Averaged,
+    Floats,
+    Integers,
+    SessionScaler,
+    average_repeats,
+    fit_session_scaler,
+    noise_ceiling,
+)
+
+Repeats = Literal["average", "trial"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a decoder is fitted on, with the statistics that turn other trials into the same.
+
+    Attributes
+    ----------
+    betas : ndarray of float32, shape (row, selected voxel)
+        Z-scores; one row per image in ascending order, or one per trial in the given order.
+    image_id : ndarray of int64, shape (row,)
+    count : ndarray of int64, shape (row,)
+        Repeats averaged in a row.
+    voxels : ndarray of bool, shape (voxel,)
+        Which of the given voxels are selected.
+    scaler : SessionScaler
+        Of the selected voxels.
+    repeats : {'average', 'trial'}
+    """
+
+    betas: Floats
+    image_id: NDArray[np.int64]
+    count: NDArray[np.int64]
+    voxels: NDArray[np.bool_]
+    scaler: SessionScaler
+    repeats: Repeats
+
+    def like(self, betas: NDArray, *, session: Integers, image_id: Integers) -> Averaged:
+        """Return other trials, such as those of a validation split, treated as these were."""
+        standard = self.scaler.transform(betas[:, self.voxels], session=session)
+        return _rows(standard, image_id=image_id, repeats=self.repeats)
+
+
+def prepare(
+    betas: NDArray,
+    *,
+    session: Integers,
+    image_id: Integers,
+    min_noise_ceiling: float = 0.0,
+    ceiling: NDArray | None = None,
+    repeats: Repeats = "average",
+) -> Examples:
+    """Return z-scored responses of the selected voxels to each image, with the statistics used.
+
+    Give exactly the trials that the decoder is fitted on: training and validation trials for
+    ``ridge``, whose penalty is chosen by leaving out one image at a time; training trials alone for
+    a decoder that stops early on validation images (pass those to `Examples.like`).
+
+    Parameters
+    ----------
+    betas : ndarray, shape (trial, voxel)
+        Voxels of the experiment's ROIs.
+    session, image_id : ndarray of int, shape (trial,)
+    min_noise_ceiling : float
+        Voxels below this noise ceiling (a fraction) are left out. Constant voxels always are.
+    ceiling : ndarray, shape (voxel,), optional
+        The dataset's noise ceiling. When not given it is estimated from the repeats among the
+        given trials; a published ceiling may have used test trials.
+    repeats : {'average', 'trial'}
+
+    Raises
+    ------
+    InputError
+        If there are no trials or no voxel is left.
+    """
+    trials, voxels = betas.shape
+    if trials == 0:
+        raise InputError("there are no training trials for these ROIs; check subject and split")
+    if voxels == 0:
+        raise InputError("the chosen ROIs hold no voxels; choose other ROIs")
+    if not len(session) == len(image_id) == trials:
+        raise ValueError(
+            f"{trials} trials of betas need as many sessions and image ids, "
+            f"found {len(session)} and {len(image_id)}"
+        )
+    scaler = fit_session_scaler(betas, session=session)
+    standard = scaler.transform(betas, session=session)
+    keep: NDArray[np.bool_] = np.any(standard, axis=0)
+    if not keep.any():
+        raise InputError(f"none of the {voxels} voxels of these ROIs varies; check the betas")
+    if min_noise_ceiling > 0:
+        known = noise_ceiling(standard, image_id=image_id) if ceiling is None else ceiling
+        best = float(np.nanmax(known))
+        keep &= known >= min_noise_ceiling
+        if not keep.any():
+            raise InputError(
+                f"no voxel reaches min_noise_ceiling={min_noise_ceiling:g}; "
+                f"the best of {voxels} has {best:.3f}, set it below that"
+            )
+    if not keep.all():
+        standard = standard[:, keep]
+    rows = _rows(standard, image_id=image_id, repeats=repeats)
+    return Examples(
+        betas=rows.betas,
+        image_id=rows.image_id,
+        count=rows.count,
+        voxels=keep,
+        scaler=scaler.select(keep),
+        repeats=repeats,
+    )
+
+
+def _rows(standard: Floats, *, image_id: Integers, repeats: Repeats) -> Averaged:
+    if repeats == "average":
+        return average_repeats(standard, image_id=image_id)
+    return Averaged(
+        betas=standard,
+        image_id=np.asarray(image_id, np.int64),
+        count=np.ones(len(standard), np.int64),
+    )

@@ -1,0 +1,139 @@
+"""What a worker needs to fit a network, and the decoder that comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybrain import config
+from raybrain.config import InputError
+from raybrain.decoders.examples import Examples
+from raybrain.decoders.normalisation import (
+    Averaged,
+    Floats,
+    SessionScaler,
+    TargetScaler,
+    fit_target_scaler,
+)
+from raybrain.decoders.trained import TrainedDecoder, predict_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Task:
+    """Plain arrays that can go to an object store once and be read by every worker.
+
+    Attributes
+    ----------
+    section : config section
+        A decoder that is fitted by gradient descent.
+    betas, validation_betas : ndarray of float32, shape (row, voxel)
+        Z-scores.
+    targets, validation_targets : ndarray of float32, shape (row, varying dimension)
+        Standardised: predicting the training mean has a loss of 1.
+    count : ndarray of int64, shape (row,)
+        Repeats averaged in each training row, its weight in the loss.
+    voxels, scaler, target_scaler
+        What the finished decoder carries along.
+    """
+
+    section: config.ResidualMLP
+    betas: Floats
+    targets: Floats
+    count: NDArray[np.int64]
+    validation_betas: Floats
+    validation_targets: Floats
+    voxels: NDArray[np.bool_]
+    scaler: SessionScaler
+    target_scaler: TargetScaler
+
+    def build(self, *, seed: int) -> nn.Module:
+        """Return the untrained network."""
+        from raybrain.decoders.build import build_network
+
+        return build_network(
+            self.section,
+            voxels=self.betas.shape[1],
+            outputs=self.targets.shape[1],
+            seed=seed,
+        )
+
+    def finish(self, network: nn.Module) -> TrainedDecoder:
+        """Return the decoder of a trained network; its gain and R² come from validation images."""
+        predicted = predict_rows(network, self.validation_betas)
+        scaler = self.target_scaler
+        deviation = scaler.deviation[scaler.varying] / scaler.scale
+        spread = predicted.std(axis=0)
+        gain = np.ones_like(scaler.mean)
+        gain[scaler.varying] = np.divide(
+            deviation, spread, out=np.ones_like(spread), where=spread > 0
+        )
+        error = np.mean((predicted - self.validation_targets) ** 2, axis=0)
+        r2 = np.zeros_like(scaler.mean)
+        r2[scaler.varying] = 1.0 - error / np.mean(self.validation_targets**2, axis=0)
+        return TrainedDecoder(
+            section=self.section,
+            voxels=self.voxels,
+            scaler=self.scaler,
+            targets=scaler,
+            gain=gain,
+            held_out_r2=r2,
+            parameters={
+                name: tensor.detach().cpu().numpy().copy()
+                for name, tensor in network.state_dict().items()
+            },
+        )
+
+
+def gradient_task(
+    train: Examples,
+    *,
+    targets: NDArray,
+    validation: Averaged,
+    validation_targets: NDArray,
+    section: config.ResidualMLP,
+) -> Task:
+    """Return the arrays to fit a network on, targets standardised by training images alone.
+
+    Parameters
+    ----------
+    train : Examples
+        From `prepare`, given training trials.
+    targets : ndarray, shape (row, dimension)
+        True targets of ``train.image_id``.
+    validation : Averaged
+        From ``train.like``, given validation trials.
+    validation_targets : ndarray, shape (row, dimension)
+        True targets of ``validation.image_id``.
+    section : config section
+
+    Raises
+    ------
+    InputError
+        If there are no validation images, or training and validation share an image.
+    """
+    if len(validation.image_id) == 0:
+        raise InputError(
+            f"'{section.kind}' stops early on validation images, found none; "
+            f"give the split a validation share above 0"
+        )
+    shared = np.intersect1d(train.image_id, validation.image_id)
+    if len(shared):
+        raise ValueError(f"{len(shared)} images are in both training and validation; split again")
+    scaler = fit_target_scaler(targets, count=train.count)
+    return Task(
+        section=section,
+        betas=train.betas,
+        targets=scaler.transform(targets),
+        count=train.count,
+        validation_betas=validation.betas,
+        validation_targets=scaler.transform(validation_targets),
+        voxels=train.voxels,
+        scaler=train.scaler,
+        target_scaler=scaler,
+    )

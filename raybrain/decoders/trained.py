@@ -1,0 +1,304 @@
+"""A fitted decoder: from betas as stored to predicted targets, with every statistic it needs.
+
+The folder that `TrainedDecoder.save` writes holds ``config.json`` and ``decoder.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from raybrain import config
+from raybrain.config import InputError
+from raybrain.decoders.examples import Examples
+from raybrain.decoders.normalisation import (
+    Averaged,
+    Floats,
+    Integers,
+    SessionScaler,
+    TargetScaler,
+    average_repeats,
+    fit_target_scaler,
+)
+from raybrain.decoders.ridge import ALPHAS, RidgeFit, fit_ridge
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Decoded targets.
+
+    Attributes
+    ----------
+    image_id : ndarray of int64, shape (row,)
+    values : ndarray of float32, shape (row, dimension)
+        To draw from: each dimension about its training mean with the standard deviation of the
+        training targets, if the decoder rescales; otherwise the estimates.
+    estimates : ndarray of float32, shape (row, dimension)
+        Least-squares predictions: score these with squared errors and R².
+    count : ndarray of int64, shape (row,)
+        Repeats averaged in a row.
+    """
+
+    image_id: NDArray[np.int64]
+    values: Floats
+    estimates: Floats
+    count: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainedDecoder:
+    """Predicts targets from the betas of the voxels it was prepared with.
+
+    Attributes
+    ----------
+    section : config section
+        ``decode.<target>.decoder`` of the experiment.
+    voxels : ndarray of bool, shape (voxel,)
+        Which of the given voxels are used.
+    scaler : SessionScaler
+        Of the voxels that are used.
+    targets : TargetScaler
+    gain : ndarray of float32, shape (dimension,)
+        Standard deviation of the training targets over that of predictions for images that were
+        held out of the fit.
+    held_out_r2 : ndarray of float32, shape (dimension,)
+        R² on those images; 0 for constant dimensions.
+    parameters : mapping of str to ndarray
+        Weights by name.
+    """
+
+    section: config.Decoder
+    voxels: NDArray[np.bool_]
+    scaler: SessionScaler
+    targets: TargetScaler
+    gain: Floats
+    held_out_r2: Floats
+    parameters: Mapping[str, NDArray]
+
+    def predict(
+        self,
+        betas: NDArray,
+        *,
+        session: Integers,
+        image_id: Integers,
+        average: bool = True,
+    ) -> Predicted:
+        """Return the target decoded from each image's mean response, or from each trial.
+
+        Parameters
+        ----------
+        betas : ndarray, shape (trial, voxel)
+            The same voxels, in the same unit, as the decoder was prepared with.
+        session, image_id : ndarray of int, shape (trial,)
+            A session that was not seen in training is z-scored with pooled training statistics.
+        average : bool
+            Whether to average the repeats of an image (then rows are in ascending image order).
+        """
+        if betas.ndim != 2 or betas.shape[1] != len(self.voxels):
+            raise ValueError(
+                f"betas should be (trial, {len(self.voxels)}), found {betas.shape}; "
+                f"give the voxels of the ROIs the decoder was trained on"
+            )
+        standard = self.scaler.transform(betas[:, self.voxels], session=session)
+        if average:
+            rows = average_repeats(standard, image_id=image_id)
+        else:
+            ones = np.ones(len(standard), np.int64)
+            rows = Averaged(betas=standard, image_id=np.asarray(image_id, np.int64), count=ones)
+        estimates = self._estimate(rows.betas)
+        values = estimates
+        if self.section.rescale:
+            values = self.targets.mean + self.gain * (estimates - self.targets.mean)
+        return Predicted(
+            image_id=rows.image_id, values=values, estimates=estimates, count=rows.count
+        )
+
+    def _estimate(self, standard: Floats) -> Floats:
+        if isinstance(self.section, config.Ridge):
+            weights = self.parameters["weights"]
+            return (standard - self.parameters["centre"]) @ weights + self.targets.mean
+        return self.targets.restore(predict_rows(self.network(), standard))
+
+    def network(self) -> nn.Module:
+        """Return the trained network in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the decoder is not a network.
+        """
+        import torch
+
+        from raybrain.decoders.build import build_network
+
+        network = build_network(
+            self.section,  # type: ignore[arg-type]
+            voxels=int(self.voxels.sum()),
+            outputs=int(self.targets.varying.sum()),
+            seed=0,
+        )
+        network.load_state_dict(
+            {name: torch.from_numpy(np.array(value)) for name, value in self.parameters.items()}
+        )
+        return network.eval()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the decoder to ``folder`` and return it; a killed write leaves nothing there."""
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in self._arrays().items()},
+                part / "decoder.safetensors",
+            )
+            header = {
+                "format": FORMAT,
+                "decoder": self.section.model_dump(mode="json"),
+                "target_scale": self.targets.scale,
+                "voxels": int(self.voxels.sum()),
+                "dimensions": len(self.targets.mean),
+            }
+            (part / "config.json").write_text(json.dumps(header, indent=2) + "\n")
+            part.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.replace(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return folder
+
+    def _arrays(self) -> dict[str, NDArray]:
+        return {
+            "voxels": self.voxels,
+            "scaler.session": self.scaler.session,
+            "scaler.mean": self.scaler.mean,
+            "scaler.scale": self.scaler.scale,
+            "scaler.pooled_mean": self.scaler.pooled_mean,
+            "scaler.pooled_scale": self.scaler.pooled_scale,
+            "targets.mean": self.targets.mean,
+            "targets.deviation": self.targets.deviation,
+            "targets.varying": self.targets.varying,
+            "gain": self.gain,
+            "held_out_r2": self.held_out_r2,
+            **{f"parameters.{name}": array for name, array in self.parameters.items()},
+        }
+
+
+def load_decoder(folder: str | Path) -> TrainedDecoder:
+    """Return the decoder that `TrainedDecoder.save` wrote to ``folder``.
+
+    Raises
+    ------
+    InputError
+        If there is no decoder, or another version of the package wrote it.
+    """
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"there is no decoder in {folder}; train it first: raybrain train ...")
+    header: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if header["format"] != FORMAT:
+        raise InputError(
+            f"the decoder in {folder} has format {header['format']}, this version reads {FORMAT}; "
+            f"train it again"
+        )
+    arrays = load_file(folder / "decoder.safetensors")
+    prefix = "parameters."
+    return TrainedDecoder(
+        section=TypeAdapter(config.Decoder).validate_python(header["decoder"]),
+        voxels=arrays["voxels"],
+        scaler=SessionScaler(
+            session=arrays["scaler.session"],
+            mean=arrays["scaler.mean"],
+            scale=arrays["scaler.scale"],
+            pooled_mean=arrays["scaler.pooled_mean"],
+            pooled_scale=arrays["scaler.pooled_scale"],
+        ),
+        targets=TargetScaler(
+            mean=arrays["targets.mean"],
+            deviation=arrays["targets.deviation"],
+            scale=header["target_scale"],
+            varying=arrays["targets.varying"],
+        ),
+        gain=arrays["gain"],
+        held_out_r2=arrays["held_out_r2"],
+        parameters={n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)},
+    )
+
+
+def train_ridge(examples: Examples, *, targets: NDArray, section: config.Ridge) -> TrainedDecoder:
+    """Return a ridge decoder, each dimension at the penalty with the least held-out error.
+
+    Parameters
+    ----------
+    examples : Examples
+        From `prepare`, given training and validation trials.
+    targets : ndarray, shape (row, dimension)
+        True targets of ``examples.image_id``.
+    section : config.Ridge
+    """
+    averaged = Averaged(betas=examples.betas, image_id=examples.image_id, count=examples.count)
+    if len(np.unique(examples.image_id)) < len(examples.image_id):
+        # The repeats of an image must be left out together; their weighted mean gives the same fit.
+        averaged = average_repeats(examples.betas, image_id=examples.image_id)
+        targets = targets[np.unique(examples.image_id, return_index=True)[1]]
+    fit = fit_ridge(
+        averaged.betas,
+        targets=targets,
+        count=averaged.count,
+        alphas=section.alphas or ALPHAS,
+    )
+    return decoder_from_ridge(
+        fit,
+        examples=examples,
+        targets=fit_target_scaler(targets, count=averaged.count),
+        section=section,
+    )
+
+
+def decoder_from_ridge(
+    fit: RidgeFit, *, examples: Examples, targets: TargetScaler, section: config.Ridge
+) -> TrainedDecoder:
+    """Return the decoder of a ridge fit whose blocks may have been solved elsewhere."""
+    return TrainedDecoder(
+        section=section,
+        voxels=examples.voxels,
+        scaler=examples.scaler,
+        targets=targets,
+        gain=fit.gain,
+        held_out_r2=fit.held_out_r2,
+        parameters={"centre": fit.centre, "weights": fit.weights, "alpha": fit.alpha},
+    )
+
+
+def predict_rows(network: nn.Module, standard: Floats) -> Floats:
+    """Return what ``network`` predicts for z-scored betas, standardised targets (row, varying)."""
+    import torch
+
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(standard), ROWS_AT_ONCE):
+            rows = torch.from_numpy(standard[start : start + ROWS_AT_ONCE]).to(device)
+            parts.append(network(rows).float().cpu().numpy())
+    return np.concatenate(parts)
