@@ -1,0 +1,188 @@
+"""A pool of workers that each load a model once and then work off units, none of them lost."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from raybrain import config
+from raybrain.cluster.errors import Failure, failure_of
+from raybrain.cluster.progress import Progress
+from raybrain.cluster.session import connect, slots, worker_environment
+
+WORKER_DEATHS = 3
+"""How often a unit is tried again after the worker that drew it died."""
+FAILED_UNITS = 3
+"""Units that may fail before the rest is given up."""
+
+
+def draw_units(
+    make_worker: Callable[..., Callable[[Any], Any]],
+    units: Sequence[Any],
+    *,
+    worker_arguments: Mapping[str, Any],
+    workers: config.Workers,
+    description: str,
+    size: Callable[[Any], int] | None = None,
+    unit: str = "images",
+) -> Iterator[Any]:
+    """Yield ``worker(unit)`` for every unit as it is done, in any order.
+
+    Each of ``workers.min`` to ``workers.max`` actors calls ``make_worker(**worker_arguments)``
+    once. A unit whose worker dies goes to another one. A unit that raises is set aside while the
+    rest goes on, unless the fault is the user's to mend (`raybrain.config.InputError`) or more
+    than three units failed. Every unit has been yielded once when the iterator ends without an
+    exception.
+
+    Parameters
+    ----------
+    make_worker : type
+        Its instances take a unit and return a small result: large ones belong in a store, written
+        so that doing it twice is harmless.
+    units : sequence
+        Small; fixed by the plan, never by the number of workers.
+    worker_arguments : mapping
+        Arguments of ``make_worker``.
+    workers : config.Workers
+        Size of the pool and what each worker holds.
+    description, unit : str
+        Shown beside the progress bar.
+    size : callable, optional
+        Unit -> how many to count on the progress bar; 1 when not given.
+
+    Raises
+    ------
+    RuntimeError
+        If units did not come back; names them.
+    Exception
+        What the worker raised on a unit, after the others are done.
+    """
+    if not units:
+        return
+    failures: dict[int, Failure] = {}
+    missing = set(range(len(units)))
+    count = size or (lambda _: 1)
+    total = sum(count(one) for one in units)
+    with connect(), Progress(total=total, description=description, unit=unit) as progress:
+        results = _results(make_worker, units, worker_arguments=worker_arguments, workers=workers)
+        for index, result in results:
+            if isinstance(result, Failure):
+                failures[index] = result
+                error = result.exception()
+                mendable = isinstance(error, config.InputError)
+                if mendable or result.everywhere or len(failures) > FAILED_UNITS:
+                    raise error from None
+                continue
+            if index not in missing:
+                continue
+            missing.discard(index)
+            progress.advance(count(units[index]))
+            yield result
+    if failures:
+        index, failure = next(iter(failures.items()))
+        error = failure.exception()
+        error.add_note(f"{len(failures)} of {len(units)} units failed, the first {units[index]}")
+        raise error from None
+    if missing:
+        named = ", ".join(str(units[index])[:80] for index in sorted(missing)[:5])
+        raise RuntimeError(
+            f"{len(missing)} of {len(units)} units never came back: {named}; "
+            f"run the same command again to draw them"
+        )
+
+
+class UnitWorker:
+    """Calls the worker on one unit and sends back its result, or what it raised."""
+
+    def __init__(
+        self,
+        make_worker: Callable[..., Callable[[Any], Any]],
+        arguments: Mapping[str, Any],
+        ledger: Any,
+    ) -> None:
+        self._ledger = ledger
+        self._work: Callable[[Any], Any] | None = None
+        try:
+            self._work = make_worker(**arguments)
+        except Exception as error:
+            # Raised here, Ray would start one actor after another.
+            self._failure = failure_of(error, everywhere=True)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return the index of the only unit in ``batch``, and what came of it, pickled."""
+        (index,), (pickled,) = batch["index"], batch["unit"]
+        return {"index": [index], "result": [pickle.dumps(self._result(int(index), pickled))]}
+
+    def _result(self, index: int, pickled: bytes) -> Any:
+        import ray
+
+        if self._work is None:
+            return self._failure
+        unit = pickle.loads(pickled)
+        try:
+            begun: int = ray.get(self._ledger.begin.remote(index))
+            if begun > WORKER_DEATHS + 1:
+                raise RuntimeError(
+                    f"the worker died {WORKER_DEATHS + 1} times on {str(unit)[:200]}; "
+                    f"out of memory, perhaps"
+                )
+            return self._work(unit)
+        except Exception as error:
+            return failure_of(error)
+
+
+class Ledger:
+    """Counts how often each unit was begun.
+
+    Ray Data sends a unit whose worker died to another worker for ever; a unit that kills every
+    worker would never end.
+    """
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, index: int) -> int:
+        """Return how often the unit was begun, this time included."""
+        self._begun[index] += 1
+        return self._begun[index]
+
+
+def _results(
+    make_worker: Callable[..., Callable[[Any], Any]],
+    units: Sequence[Any],
+    *,
+    worker_arguments: Mapping[str, Any],
+    workers: config.Workers,
+) -> Iterator[tuple[int, Any]]:
+    import ray
+    import ray.data
+
+    largest = min(workers.max, len(units))
+    smallest = min(workers.min, largest)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = len(units)  # a block that is lost shows as a missing unit
+    context.max_consecutive_actor_init_deaths = WORKER_DEATHS * largest
+    ledger = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    with ray.data.DataContext.current(context):
+        rows = [{"index": index, "unit": pickle.dumps(one)} for index, one in enumerate(units)]
+        drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            UnitWorker,
+            fn_constructor_args=(make_worker, dict(worker_arguments), ledger),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=smallest,
+                max_size=largest,
+                # A pool that starts small may never grow where the cluster adds nodes on demand.
+                initial_size=min(max(slots(workers), smallest), largest),
+            ),
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            runtime_env=worker_environment(workers),
+        )
+        for batch in drawn.iter_batches(batch_size=None, prefetch_batches=0):
+            for index, pickled in zip(batch["index"], batch["result"], strict=True):
+                yield int(index), pickle.loads(pickled)

@@ -1,0 +1,232 @@
+"""One connection to Ray per process: a cluster that is given, or a small one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from raybrain import config
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # report() blocks for up to one interval
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+SMALLEST_OBJECT_STORE = 256 << 20
+LARGEST_OBJECT_STORE = 8 << 30
+START_ATTEMPTS = 3
+LOCK = "raybrain.lock"
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+LONGEST_TEMPORARY = 30
+"""Characters; Ray adds about 70 to reach its sockets, whose paths may have 107."""
+
+
+@contextlib.contextmanager
+def connect(resources: config.Resources | None = None) -> Iterator[None]:
+    """Keep one connection to Ray open inside the block; nested blocks share the outermost.
+
+    A cluster named by ``RAY_ADDRESS`` (as inside a Ray job) is joined; without one, a local Ray
+    is started in a temporary folder of its own and stopped at the end. SIGTERM raises
+    ``SystemExit(143)`` in the main thread, so that runs are closed before the process ends.
+
+    Parameters
+    ----------
+    resources : config.Resources, optional
+        Workers the stages will ask for, checked against a machine that cannot grow.
+
+    Raises
+    ------
+    raybrain.config.InputError
+        If a stage's smallest number of workers does not fit on this machine.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            stack.enter_context(_local_ray())
+            _check_fit(resources)
+        else:
+            stack.enter_context(_joined_cluster())
+        stack.enter_context(_sigterm_raises())
+        yield
+
+
+def worker_environment(workers: config.Workers) -> dict[str, Any]:
+    """Return the Ray runtime environment that gives a worker as many threads as it has CPUs.
+
+    Threads are fixed by the settings and not by the machine: sums in another order are other
+    bytes.
+    """
+    threads = str(max(1, int(workers.cpus)))
+    return {"env_vars": dict.fromkeys(THREAD_VARIABLES, threads)}
+
+
+def slots(workers: config.Workers) -> int:
+    """Return how many such workers the cluster holds at its present size."""
+    import ray
+
+    held = ray.cluster_resources()
+    fits = held.get("CPU", 0.0) / workers.cpus
+    if workers.gpus:
+        fits = min(fits, held.get("GPU", 0.0) / workers.gpus)
+    return int(fits + 1e-9)
+
+
+@contextlib.contextmanager
+def _local_ray() -> Iterator[None]:
+    import psutil
+    import ray
+
+    with _temporary_folder() as folder, _environment(_local_environment()):
+        memory = psutil.virtual_memory().total // 10
+        store = min(max(memory, SMALLEST_OBJECT_STORE), LARGEST_OBJECT_STORE)
+        for attempt in range(START_ATTEMPTS):
+            try:
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=store,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=str(folder),
+                )
+                break
+            except Exception as error:
+                # Ray gives its node 30 s, which a machine busy with other work can exceed.
+                ray.shutdown()
+                if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
+                    raise
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _local_environment() -> dict[str, str]:
+    # Workers inherit the environment of the process that starts Ray. Setting the path here rather
+    # than in a runtime environment lets them start from Ray's pool of warm processes.
+    paths = [str(PACKAGE_ROOT), *(str(Path(entry or ".").resolve()) for entry in sys.path)]
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # loopback only
+        # A busy machine needs longer than Ray's 60 s to import what a worker imports.
+        "RAY_worker_register_timeout_seconds": "300",
+    }
+
+
+@contextlib.contextmanager
+def _joined_cluster() -> Iterator[None]:
+    import ray
+
+    environment: dict[str, Any] = {}
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not in_job and "site-packages" not in PACKAGE_ROOT.parts:
+        # Nodes get the very code this driver runs; a job brings its own working directory.
+        environment["py_modules"] = [str(PACKAGE_ROOT / "raybrain")]
+    ray.init(
+        runtime_env=environment or None,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_fit(resources: config.Resources | None) -> None:
+    import ray
+
+    if resources is None:
+        return
+    for stage in type(resources).model_fields:
+        workers: config.Workers = getattr(resources, stage)
+        if slots(workers) < workers.min:
+            held = ray.cluster_resources()
+            gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
+            raise config.InputError(
+                f"resources.{stage} asks for at least {workers.min} workers of {workers.cpus:g} "
+                f"CPUs{gpus}, but this machine has {held.get('CPU', 0):g} CPUs and "
+                f"{held.get('GPU', 0):g} GPUs; lower resources.{stage}.min or its cpus and gpus"
+            )
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > LONGEST_TEMPORARY:
+        parent = Path("/tmp")
+    _remove_abandoned(parent)
+    # The lock dies with this process, however it dies; the next one may then remove the folder.
+    folder = Path(tempfile.mkdtemp(prefix="rb", dir=parent))
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)  # in case another process took it for abandoned until now
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for lock_file in parent.glob(f"rb*/{LOCK}"):
+        with contextlib.suppress(OSError), lock_file.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_file.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    # Ray installs its own handler in init(), so this one has to come after.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

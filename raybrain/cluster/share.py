@@ -1,0 +1,38 @@
+"""Values that workers read from the object store instead of receiving a copy each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Shared(Generic[Value]):
+    """A value in Ray's object store; arrays in it are mapped into every process of a node."""
+
+    reference: Any
+
+    def get(self) -> Value:
+        """Return the value; its arrays are read-only."""
+        import ray
+
+        return ray.get(self.reference)
+
+
+def share(value: Value) -> Shared[Value]:
+    """Put ``value`` into the object store once, to be handed to any number of workers."""
+    import ray
+
+    return Shared(ray.put(value))
+
+
+def device() -> torch.device:
+    """Return the device that Ray Train gave to this worker."""
+    import ray.train.torch
+
+    return ray.train.torch.get_device()

@@ -1,0 +1,99 @@
+"""Independent items, one Ray task each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from raybrain import config
+from raybrain.cluster.errors import Failure, failure_of
+from raybrain.cluster.progress import Progress
+from raybrain.cluster.session import connect, worker_environment
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WORKER_DEATHS = 3
+"""How often an item is tried again after the process that worked on it died."""
+
+
+def map_tasks(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: config.Workers,
+    description: str,
+    unit: str = "tasks",
+) -> list[Result]:
+    """Return ``function(item)`` for every item, in the order of the items.
+
+    At most ``workers.max`` items are in flight. An item whose worker process dies is tried again;
+    an exception that ``function`` raises is raised here at once, with its own type, and what is
+    still running is cancelled, as it is on Ctrl-C.
+
+    Parameters
+    ----------
+    function : callable
+        Sent to the workers once; it should repeat without harm.
+    items : sequence
+        Each is sent with its own task.
+    workers : config.Workers
+        How many tasks run at once and what each one holds.
+    description, unit : str
+        Shown beside the progress bar.
+
+    Raises
+    ------
+    RuntimeError
+        If the worker of one item died more than three times.
+    """
+    import ray
+
+    if not items:
+        return []
+    results: dict[int, Result] = {}
+    with connect(), Progress(total=len(items), description=description, unit=unit) as progress:
+        run = ray.remote(_run).options(
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            max_retries=WORKER_DEATHS,
+            runtime_env=worker_environment(workers),
+        )
+        shared = ray.put(function)
+        waiting = list(enumerate(items))[::-1]
+        running: dict[Any, int] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers.max:
+                    index, item = waiting.pop()
+                    running[run.remote(shared, item)] = index
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                results[running[done]] = _result(done, item=items[running[done]])
+                del running[done]
+                progress.advance()
+        finally:
+            for task in running:
+                ray.cancel(task, force=True)
+    return [results[index] for index in range(len(items))]
+
+
+def _run(function: Callable[[Any], Any], item: Any) -> Any:
+    try:
+        return function(item)
+    except Exception as error:
+        return failure_of(error)
+
+
+def _result(task: Any, *, item: Any) -> Any:
+    import ray
+
+    try:
+        result = ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"the worker died {WORKER_DEATHS + 1} times on {str(item)[:200]}: {cause}"
+        ) from None
+    if isinstance(result, Failure):
+        raise result.exception() from None
+    return result

@@ -1,0 +1,273 @@
+"""A training loop on Ray Train workers, from its last checkpoint if it was stopped before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybrain import config
+from raybrain.cluster.errors import Failure, failure_of
+from raybrain.cluster.session import connect, worker_environment
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.callback import UserCallback
+
+WORKER_DEATHS = 3
+"""How often the workers are started again after one of them died."""
+CHECKPOINTS_KEPT = 2
+POLL_SECONDS = 0.1
+
+
+def train(
+    loop: Callable[[dict[str, Any]], Any],
+    *,
+    settings: dict[str, Any],
+    name: str,
+    storage: str,
+    workers: config.Workers,
+    on_report: Callable[[dict[str, Any]], None] | None = None,
+) -> Any:
+    """Return what ``loop(settings)`` returns on the worker of rank 0.
+
+    The same ``storage`` and ``name`` continue a run that was killed: the loop finds its last
+    checkpoint in `latest_checkpoint`. So the name must change with whatever changes the result.
+    A worker that dies is replaced and the group continues from the last checkpoint; an exception
+    of the loop itself is raised here at once, with its own type.
+
+    Parameters
+    ----------
+    loop : callable
+        Runs on every worker; calls `report` once per epoch. Its working directory is a folder of
+        its own, so every path in ``settings`` must be absolute.
+    settings : dict
+        Handed to ``loop``.
+    name : str
+        Folder below ``storage``.
+    storage : str
+        Folder or URL that every node can reach.
+    workers : config.Workers
+        From ``min`` to ``max`` workers; when they differ, the group grows and shrinks with the
+        cluster.
+    on_report : callable, optional
+        Called in this process, from another thread, with the metrics of every epoch as soon as
+        rank 0 has reported them: each epoch once, those of earlier attempts first.
+
+    Raises
+    ------
+    RuntimeError
+        If workers died more than three times.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+    )
+
+    with connect(), _journal(storage=storage, name=name) as journal:
+        elastic = workers.min != workers.max
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(
+                num_workers=(workers.min, workers.max) if elastic else workers.min,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker={"CPU": workers.cpus, "GPU": workers.gpus},
+            ),
+            run_config=RunConfig(  # type: ignore[arg-type]
+                name=name,
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=WORKER_DEATHS),
+                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+                callbacks=[_messenger(journal=journal, in_group=workers.max > 1)],
+                worker_runtime_env=worker_environment(workers),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        with _following(journal, on_report=on_report):
+            return _fit(trainer)
+
+
+def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = None) -> None:
+    """Hand the metrics of one epoch to the driver, and a checkpoint to storage.
+
+    Every worker calls it once per epoch and all of them wait here for each other.
+
+    Parameters
+    ----------
+    metrics : mapping
+        JSON values; ``metrics["epoch"]`` counts the epochs and names the checkpoint.
+    save : callable, optional
+        Called on rank 0 with an empty folder to write the checkpoint into.
+    """
+    import ray.train
+
+    folder_name = f"epoch_{int(metrics['epoch']):05d}"
+    if save is None or rank() > 0:
+        ray.train.report(dict(metrics), checkpoint_dir_name=folder_name)
+        return
+    with tempfile.TemporaryDirectory(prefix="rb") as folder:
+        save(Path(folder))
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=folder_name,
+        )
+
+
+@contextlib.contextmanager
+def latest_checkpoint() -> Iterator[Path | None]:
+    """Yield the folder of the last checkpoint of this run, or None when it starts afresh."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def rank() -> int:
+    """Return this worker's place in its group, from 0."""
+    import ray.train
+
+    return ray.train.get_context().get_world_rank()
+
+
+def world_size() -> int:
+    """Return how many workers the group has."""
+    import ray.train
+
+    return ray.train.get_context().get_world_size()
+
+
+def _fit(trainer: Any) -> Any:
+    import ray
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+    try:
+        return trainer.fit().return_value
+    except ControllerError as error:
+        if isinstance(error.controller_failure, LoopError):
+            raise error.controller_failure.failure.exception() from None
+        raise
+    except TrainingFailedError as error:
+        lines = str(error).strip().splitlines()
+        raise RuntimeError(
+            f"training stopped after its workers failed {WORKER_DEATHS + 1} times: {lines[-1]}"
+        ) from None
+    except ray.exceptions.RayActorError:
+        # Ray Train answers Ctrl-C by ending the controller.
+        raise KeyboardInterrupt from None
+
+
+class LoopError(Exception):
+    """Carries an exception of the training loop through Ray Train, which would try it again."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+def _messenger(*, journal: Path, in_group: bool) -> UserCallback:
+    from ray.train.v2.api.callback import UserCallback
+
+    class Messenger(UserCallback):
+        # Runs in the controller, which Ray Train keeps on the driver's node: a file will do.
+
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            with journal.open("a") as lines:
+                lines.write(json.dumps(metrics[0]) + "\n")
+
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            failure = _own_failure(worker_exceptions, in_group=in_group)
+            if failure is not None:
+                raise LoopError(failure)
+
+    return Messenger()
+
+
+def _own_failure(worker_exceptions: Mapping[int, Exception], *, in_group: bool) -> Failure | None:
+    """Return what the loop itself raised, or None when a worker's death explains what happened."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    if any(isinstance(error, RayError) for error in worker_exceptions.values()):
+        return None
+    for error in worker_exceptions.values():
+        if not isinstance(error, UserExceptionWithTraceback):
+            continue
+        # In a group, the survivors of a dead worker see their connection break, a RuntimeError,
+        # and may be heard before the death is known: try again, a real fault comes back.
+        raised = error._base_exc
+        if isinstance(raised, Exception) and not (in_group and isinstance(raised, RuntimeError)):
+            return failure_of(raised, trace=str(error))
+    return None
+
+
+@contextlib.contextmanager
+def _journal(*, storage: str, name: str) -> Iterator[Path]:
+    """Yield the file of this run's reports, kept beside the checkpoints where that is local."""
+    if "://" in storage:
+        with tempfile.TemporaryDirectory(prefix="rb") as folder:
+            yield Path(folder) / "reports.jsonl"
+        return
+    folder_of_run = Path(storage) / name
+    folder_of_run.mkdir(parents=True, exist_ok=True)
+    yield folder_of_run / "reports.jsonl"
+
+
+@contextlib.contextmanager
+def _following(
+    journal: Path, *, on_report: Callable[[dict[str, Any]], None] | None
+) -> Iterator[None]:
+    """Hand each epoch in the journal to ``on_report`` once, while the block runs."""
+    if on_report is None:
+        yield
+        return
+    finished = threading.Event()
+    errors: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            for metrics in _reports(journal, finished=finished):
+                on_report(metrics)
+        except BaseException as error:
+            errors.append(error)
+
+    follower = threading.Thread(target=follow, name="reports", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        follower.join()
+    if errors:
+        raise errors[0]
+
+
+def _reports(journal: Path, *, finished: threading.Event) -> Iterator[dict[str, Any]]:
+    seen: set[int] = set()
+    offset = 0
+    while True:
+        last_look = finished.wait(POLL_SECONDS)
+        if journal.exists():
+            with journal.open("rb") as lines:
+                lines.seek(offset)
+                whole, newline, _ = lines.read().rpartition(b"\n")
+            offset += len(whole) + len(newline)
+            for line in whole.splitlines():
+                metrics = json.loads(line)
+                if metrics["epoch"] not in seen:
+                    seen.add(metrics["epoch"])
+                    yield metrics
+        if last_look:
+            return
