@@ -19,6 +19,7 @@ from raybrain.diffusion import (
     DrawingWorker,
     complete_prompt,
     draw,
+    drawn_pixels,
     encode_captions,
     encode_images,
     generator_digest,
@@ -187,7 +188,7 @@ def test_shapes_are_known_without_encoding(tiny, checkpoint):
     assert encode_images(tiny, images=images).shape[1:] == shapes.latents
     assert encode_captions(tiny, captions=[["x"]]).shape[1:] == shapes.prompt_embeds
     other = target_shapes(settings, features=Features(resolution=48, tokens=5))
-    assert (other.latents, other.prompt_embeds) == ((4, 12, 12), (5, WIDTH))
+    assert (other.latents, other.prompt_embeds, other.pixels) == ((4, 12, 12), (5, WIDTH), 48)
 
 
 def test_remaining_tokens_are_the_training_mean():
@@ -343,6 +344,10 @@ def test_takagi_enlarges_to_the_generators_resolution(tiny, targets):
     latents = rng.standard_normal((3, 4, LATENT // 2, LATENT // 2), np.float32)
     small = drawn(tiny, latents=latents, prompt_embeds=targets.prompt_embeds, mode="z+c")
     large = drawn(tiny, latents=latents, prompt_embeds=targets.prompt_embeds, mode="takagi")
+    smaller = Features(resolution=PIXELS // 2)
+    for images, mode in ((small, "z+c"), (large, "takagi"), (large, "c")):
+        side = drawn_pixels(tiny, features=smaller, reconstruct=Reconstruct(mode=mode))
+        assert images.shape == (3, side, side, 3)
     assert small.shape == (3, PIXELS // 2, PIXELS // 2, 3)
     assert large.shape == (3, PIXELS, PIXELS, 3)
     # Without enlarging, the detour is decoding and encoding once.

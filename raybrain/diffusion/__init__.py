@@ -9,6 +9,7 @@ from raybrain.diffusion.drawing import Drawing, DrawingUnit, DrawingWorker, draw
 from raybrain.diffusion.generator import (
     StableDiffusion,
     TargetShapes,
+    drawn_pixels,
     load_generator,
     target_shapes,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "TargetShapes",
     "complete_prompt",
     "draw",
+    "drawn_pixels",
     "encode_captions",
     "encode_images",
     "generator_digest",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raybrain.config import Features, Generator, InputError
+from raybrain.config import Features, Generator, InputError, Reconstruct
 from raybrain.diffusion.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def load_generator(settings: Generator) -> StableDiffusion:
         pipeline=pipeline,
         scheduler_config=dict(pipeline.scheduler.config),
         unconditional=unconditional[0],
-        resolution=shapes.latents[1] * pipeline.vae_scale_factor,
+        resolution=shapes.pixels,
         latent_size=shapes.latents[1],
     )
 
@@ -152,6 +152,18 @@ def target_shapes(generator: StableDiffusion | Generator, *, features: Features)
         prompt_embeds=(tokens, text["hidden_size"]),
         pixels=resolution,
     )
+
+
+def drawn_pixels(
+    generator: StableDiffusion | Generator, *, features: Features, reconstruct: Reconstruct
+) -> int:
+    """Return the pixels along one side of a reconstruction.
+
+    Modes that start from latents keep their size; those that start from noise or go through pixels
+    draw at the generator's own.
+    """
+    own_size = reconstruct.mode in ("c", "takagi")
+    return target_shapes(generator, features=Features() if own_size else features).pixels
 
 
 def _side(sample_size: int | list[int]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrain import cluster, diffusion, outputs, store
+from raybrain import cluster, diffusion, evaluation, outputs, store
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Draw the units that are missing from the reconstructions."""
     settings = experiment.reconstruct
     image_ids = store.row_ids(outputs.predictions(experiment).folder)
-    shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
+    pixels = diffusion.drawn_pixels(
+        experiment.generator, features=experiment.features, reconstruct=settings
+    )
     rows = (SYSTEM, *settings.references)
-    shape = (settings.samples, shapes.pixels, shapes.pixels, 3)
+    shape = (settings.samples, pixels, pixels, 3)
     store.create_rows(
         output.folder,
         {row: (shape, "uint8") for row in rows},
@@ -119,7 +121,7 @@ def targets_of(experiment: Experiment, *, row: str, image_ids: list[str]) -> Tar
     """Return what the images of a row are drawn from.
 
     The system's are the decoded targets, the ceiling's the true ones, and the category's the mean
-    over training images of the true category.
+    latents with the mean embedding of the true category, over training images.
     """
     found = {
         target: _values(experiment, row=row, target=target, image_ids=image_ids)
@@ -147,18 +149,15 @@ def _values(experiment: Experiment, *, row: str, target: str, image_ids: list[st
         return store.read_rows(outputs.predictions(experiment).folder, target, image_ids=image_ids)
     if row == CEILING:
         return store.read_rows(features, target, image_ids=image_ids)
+    training_ids = training_images(experiment)
+    truth = store.read_rows(features, target, image_ids=training_ids)
+    if target == "latents":
+        return np.repeat(truth.mean(axis=0, keepdims=True), len(image_ids), axis=0)
     opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
     group = opened.images["group"]
-    training = group[training_images(experiment)]
-    means = {
-        name: store.read_rows(
-            features, target, image_ids=training.index[training == name].tolist()
-        ).mean(axis=0)
-        for name in set(group[image_ids])
-        if (training == name).any()
-    }
-    everyone = np.mean(list(means.values()), axis=0)
-    return np.stack([means.get(group[image_id], everyone) for image_id in image_ids])
+    return evaluation.category_means(
+        truth, categories=group[training_ids].tolist(), wanted=group[image_ids].tolist()
+    )
 
 
 def _images(unit: Unit, *, samples: int) -> int:
