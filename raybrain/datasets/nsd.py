@@ -1,63 +1,38 @@
 """The Natural Scenes Dataset (Allen et al. 2022, doi:10.1038/s41593-021-00962-x) as a recording.
 
-The layout of an entry names ``betas`` (betas_assumehrf, betas_fithrf or
-betas_fithrf_GLMdenoise_RR), ``space`` (func1pt8mm or func1mm), ``format`` (nii.gz or hdf5; either
-when not given) and ``groups`` (``instances`` takes image groups from COCO's object annotations).
+`raybrain.datasets.nsd_space.Layout` lists what an entry may choose: the version of the betas, the
+space, the file format, and where the groups of images come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Section, validate
-from raybrain.datasets import Recording, Voxels
+from raybrain.config import InputError
+from raybrain.datasets import Recording
 from raybrain.datasets import nsd_tables as tables
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.nifti import read_volume
-from raybrain.datasets.nsd_betas import SCALE, read_session, read_type, session_files
-from raybrain.datasets.roi_labels import (
-    LABELS,
-    parse_ctab,
-    pick_labels,
-    resolve,
-    without_hemisphere,
-)
-from raybrain.datasets.splits import assign
+from raybrain.datasets.nsd_betas import parts, read_session, read_type, scale_of, session_files
+from raybrain.datasets.nsd_space import Layout, layout_of, read_regions
+from raybrain.datasets.splits import assign, caption_clusters, held_out
 
 if TYPE_CHECKING:
-    from raybrain.catalog import CatalogEntry, Roi
+    from raybrain.catalog import CatalogEntry
     from raybrain.config import Ingest
 
 WITHHELD_SESSIONS = 3
 """The last sessions of a subject that were withheld until the Algonauts 2023 challenge ended."""
-TEST_SETS = ("shared1000", "982", "1000")
-
-
-class Layout(Section):
-    """Choices within NSD's folders."""
-
-    betas: str = "betas_fithrf_GLMdenoise_RR"
-    space: Literal["func1pt8mm", "func1mm"] = "func1pt8mm"
-    format: Literal["nii.gz", "hdf5"] | None = None
-    groups: Literal["instances"] | None = None
-
-    def betas_folder(self, subject: str) -> str:
-        """Return where the betas and their noise ceiling lie."""
-        return f"nsddata_betas/ppdata/{subject}/{self.space}/{self.betas}"
-
-    def ncsnr_file(self, subject: str) -> str:
-        """Return where the noise-ceiling signal-to-noise ratio lies."""
-        return f"{self.betas_folder(subject)}/ncsnr.nii.gz"
-
-    def roi_file(self, subject: str, *, atlas: str) -> str:
-        """Return where an atlas lies; ``lh.`` and ``rh.`` before its name choose a hemisphere."""
-        return f"nsddata/ppdata/{subject}/{self.space}/roi/{atlas}.nii.gz"
+TEST_SETS = ("shared1000", "982", "1000", "clusters")
+"""Test sets by name: the shared images shown in the sessions used; those of the 37 sessions public
+before 2023; those of all sessions; and clusters of images with like captions."""
+CLUSTERED_TEST = 0.1
+"""Share of the clusters that the test set 'clusters' holds out."""
 
 
 def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
@@ -68,42 +43,44 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or contradicts another; the message names the file and the remedy.
     """
-    layout = _layout(entry)
+    layout = layout_of(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
     design = tables.read_design(place, subject=subject)
     everything = tables.read_trials(place, subject=subject, design=design)
-    files = session_files(place, folder=layout.betas_folder(subject), ending=layout.format)
+    files = session_files(place, layout=layout, subject=subject)
     sessions, session_notes = _choose_sessions(
         entry, layout=layout, place=place, subject=subject, files=files, settings=settings
     )
     _check_sessions(entry, place=place, subject=subject, trials=everything, sessions=sessions)
     shown = everything[everything["session"].isin(sessions)].reset_index(drop=True)
-    images = tables.read_images(place, subject=subject, design=design, trials=shown)
+    planned = tables.read_images(place, subject=subject, design=design, trials=shown)
+    was_shown = planned["nsd_id"].isin(shown["nsd_id"]).to_numpy()
+    clusters = _clusters(entry, layout=layout, place=place, planned=planned)
+    images = planned[was_shown].reset_index(drop=True)
     _check_stimuli(place, last=int(images["nsd_id"].max()))
     captions = tables.read_captions(place, images=images)
-    groups = tables.read_groups(place, images=images) if layout.groups else [""] * len(images)
-    grid, masks, roi_sources = _read_rois(entry, layout=layout, place=place, subject=subject)
-    voxels = _voxels(place, layout.ncsnr_file(subject), grid=grid, masks=masks)
-    kept = {name: mask[voxels.index] for name, mask in masks.items()}
-    trials, split_notes = _trials(
-        entry, subject=subject, shown=shown, shared=design.shared, sessions=sessions
-    )
+    groups = [""] * len(images)
+    if layout.groups:
+        groups = tables.read_groups(place, images=images)
+    elif clusters is not None:
+        groups = [clusters[number] for number in images["nsd_id"]]
+    regions = read_regions(entry, layout=layout, place=place, subject=subject)
+    trials, split_notes = _trials(entry, shown=shown, shared=design.shared, clusters=clusters)
     counts = shown["session"].value_counts()
-    dtype = read_type(place, path=files[sessions[0]]).newbyteorder("=")
+    dtype = read_type(place, path=files[sessions[0]])
     chosen_files = {session: files[session] for session in sessions}
     sources = [
         *(tables.EXPDESIGN, tables.STIM_INFO, tables.responses_file(subject), tables.STIMULI),
-        *(tables.captions_file(split) for split in sorted(images["cocoSplit"].unique())),
-        layout.ncsnr_file(subject),
-        *roi_sources,
-        *chosen_files.values(),
+        *_annotations(layout, coco_splits=sorted(images["cocoSplit"].unique())),
+        *regions.files,
+        *(part for path in chosen_files.values() for part in parts(path)),
     ]
     return Recording(
         dataset=entry.name,
         subject=subject,
         trials=trials,
-        voxels=voxels,
-        rois=kept,
+        voxels=regions.voxels,
+        rois=regions.rois,
         images=pd.DataFrame(
             {
                 "image_id": [image_name(number) for number in images["nsd_id"]],
@@ -116,15 +93,15 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             root=place,
             files=chosen_files,
             trials={session: int(counts[session]) for session in sessions},
-            voxels=voxels.index,
-            grid=grid,
+            voxels=regions.voxels.index,
+            grid=regions.grid,
             dtype=dtype.name,
         ),
         read_images=partial(_read_pictures, place),
-        scale=SCALE if dtype.kind == "i" else 1.0,
+        scale=scale_of(dtype),
         dtype=dtype.name,
         sources={path: place.fingerprint(path) for path in sources},
-        findings=(*session_notes, *split_notes, *_roi_notes(entry, layout, subject, kept, voxels)),
+        findings=(*session_notes, *split_notes, *regions.notes),
     )
 
 
@@ -132,43 +109,44 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return every file that ingest of this subject reads, present or not."""
-    layout = _layout(entry)
+    layout = layout_of(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
-    folder = layout.betas_folder(subject)
-    found = session_files(place, folder=folder, ending=layout.format)
-    planned = _planned_sessions(entry, subject) or (max(found, default=0))
-    wanted = range(1, min(planned, settings.sessions or planned) + 1)
-    # A session whose volume is not known here is at most as large as its neighbours.
-    sizes = [place.size(path) or 0 for path in found.values()]
-    ending = layout.format or "nii.gz"
+    found = session_files(place, layout=layout, subject=subject)
+    planned = _planned_sessions(entry, subject) or max(found, default=1)
+    if entry.split.test == "982":
+        planned -= WITHHELD_SESSIONS
+    sessions = range(1, min(planned, settings.sessions or planned) + 1)
     atlases = sorted({roi.atlas for roi in entry.rois.values() if roi.atlas})
     files = [
         *(tables.EXPDESIGN, tables.STIM_INFO, tables.responses_file(subject)),
-        *(tables.captions_file(split) for split in ("train2017", "val2017")),
-        *(tables.instances_file(split) for split in ("train2017", "val2017") if layout.groups),
-        *(layout.roi_file(subject, atlas=atlas) for atlas in atlases),
-        layout.ncsnr_file(subject),
+        *_annotations(layout, coco_splits=["train2017", "val2017"]),
+        *(path for atlas in atlases for path in layout.atlas_files(subject, atlas=atlas)),
+        *layout.ncsnr_files(subject),
     ]
+    most = _session_bytes(entry, layout=layout, subject=subject)
+    betas = [found.get(k, layout.session_file(subject, session=k)) for k in sessions]
     return [
         *(place.required(path) for path in files),
         place.required(tables.STIMULI, at_most=entry.expect.get("stimuli_bytes")),
-        *(
-            place.required(
-                found.get(session, f"{folder}/betas_session{session:02d}.{ending}"),
-                at_most=max(sizes, default=0) or None,
-            )
-            for session in wanted
-        ),
+        *(place.required(part, at_most=most) for path in betas for part in parts(path)),
     ]
+
+
+def _annotations(layout: Layout, *, coco_splits: list[str]) -> list[str]:
+    captions = [tables.captions_file(split) for split in coco_splits]
+    return captions + [tables.instances_file(split) for split in coco_splits if layout.groups]
+
+
+def _session_bytes(entry: CatalogEntry, *, layout: Layout, subject: str) -> int | None:
+    """Return the size of a session's betas before compression, where the entry tells it."""
+    grid = entry.expect.get("grid", {}).get(layout.space, {}).get(subject)
+    trials = entry.expect.get("trials_per_session")
+    return None if grid is None or trials is None else 2 * trials * int(np.prod(grid))
 
 
 def image_name(nsd_id: int) -> str:
     """Return the image_id of a 0-based nsdId; names sort as the numbers do."""
     return f"{nsd_id:05d}"
-
-
-def _layout(entry: CatalogEntry) -> Layout:
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
 
 
 def _planned_sessions(entry: CatalogEntry, subject: str) -> int | None:
@@ -271,141 +249,54 @@ def _read_pictures(place: Root, image_ids: Sequence[str]) -> list[np.ndarray]:
     return [found[int(name)] for name in image_ids]
 
 
-def _read_rois(
-    entry: CatalogEntry, *, layout: Layout, place: Root, subject: str
-) -> tuple[tuple[int, int, int], dict[str, np.ndarray], list[str]]:
-    """Return the grid, flat masks in C order of (x, y, z), and the files they come from."""
-    volumes: dict[str, np.ndarray] = {}
-    label_tables: dict[str, dict[str, int]] = {}
-    used: list[str] = []
+def _clusters(
+    entry: CatalogEntry, *, layout: Layout, place: Root, planned: pd.DataFrame
+) -> dict[int, str] | None:
+    """Return nsd_id -> cluster where the split needs it.
 
-    def leaf(name: str, roi: Roi) -> np.ndarray:
-        if roi.atlas is None:
-            raise InputError(
-                f"catalog entry {entry.name}: ROI '{name}' needs an atlas with labels; "
-                f"NSD has no table of voxels"
-            )
-        if roi.atlas not in volumes:
-            path = layout.roi_file(subject, atlas=roi.atlas)
-            volumes[roi.atlas] = read_volume(place, path)
-            used.append(path)
-            table, source = _label_table(place, subject=subject, atlas=roi.atlas)
-            label_tables[roi.atlas] = table
-            used.extend(source)
-        return pick_labels(
-            volumes[roi.atlas], labels=roi.labels, table=label_tables[roi.atlas], atlas=roi.atlas
-        )
-
-    masks = resolve(entry.rois, leaf=leaf)
-    shapes = {atlas: volume.shape for atlas, volume in volumes.items()}
-    grid = next(iter(shapes.values()))
-    for atlas, shape in shapes.items():
-        if shape != grid or len(shape) != 3:
-            raise InputError(
-                f"{place.at(layout.roi_file(subject, atlas=atlas))} has shape {shape}, but the "
-                f"other atlases {grid}; take all from the same subject and space"
-            )
-    expected = entry.expect.get("grid", {}).get(layout.space, {}).get(subject)
-    if expected is not None and tuple(expected) != grid:
-        raise InputError(
-            f"the ROIs of {subject} in {place.url} have a grid of {grid} voxels, but "
-            f"{tuple(expected)} is published for {layout.space}; download them again"
-        )
-    flat = {name: mask.reshape(-1) for name, mask in masks.items()}
-    return (grid[0], grid[1], grid[2]), flat, used
-
-
-def _label_table(place: Root, *, subject: str, atlas: str) -> tuple[dict[str, int], list[str]]:
-    """Return the labels of an atlas: the subject's own table, fsaverage's, or the built-in one."""
-    plain = without_hemisphere(atlas)
-    candidates = [
-        f"nsddata/freesurfer/{subject}/label/{plain}.mgz.ctab",
-        f"nsddata/freesurfer/fsaverage/label/{plain}.mgz.ctab",
-        f"nsddata/templates/{plain}.ctab",
-    ]
-    for path in candidates:
-        if place.exists(path):
-            return parse_ctab(place.read(path).decode(), name=place.at(path)), [path]
-    return dict(LABELS.get(plain, {})), []
-
-
-def _voxels(
-    place: Root, path: str, *, grid: tuple[int, int, int], masks: Mapping[str, np.ndarray]
-) -> Voxels:
-    index = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
-    if not len(index):
-        raise InputError(
-            f"no voxel of {place.url} lies in any ROI of the catalog entry; check them"
-        )
-    ratio = read_volume(place, path)
-    if ratio.shape != grid:
-        raise InputError(
-            f"{place.at(path)} has shape {ratio.shape}, but the ROIs {grid}; "
-            f"take both from the same subject and space"
-        )
-    chosen = ratio.reshape(-1)[index]
-    return Voxels(
-        index=index.astype(np.int64),
-        xyz=np.stack(np.unravel_index(index, grid), axis=1).astype(np.int32),
-        noise_ceiling=single_trial_ceiling(chosen),
-    )
-
-
-def single_trial_ceiling(ncsnr: np.ndarray) -> np.ndarray:
-    """Return the explainable variance of one trial, ncsnr^2 / (ncsnr^2 + 1), as a fraction.
-
-    NSD's noise ceiling in percent over k averaged repeats is 100 ncsnr^2 / (ncsnr^2 + 1/k)
-    (NSD data manual). NaN, outside the brain, stays NaN.
+    All images planned for the subject are clustered, so that adding sessions changes no cluster.
     """
-    power = np.square(ncsnr.astype(np.float64))
-    return (power / (power + 1.0)).astype(np.float32)
+    if entry.split.test != "clusters" and entry.split.group != "cluster":
+        return None
+    captions = tables.read_captions(place, images=planned)
+    names = caption_clusters(captions, count=layout.clusters)
+    return dict(zip(planned["nsd_id"], names, strict=True))
 
 
 def _trials(
     entry: CatalogEntry,
     *,
-    subject: str,
     shown: pd.DataFrame,
     shared: frozenset[int],
-    sessions: list[int],
+    clusters: Mapping[int, str] | None,
 ) -> tuple[pd.DataFrame, list[str]]:
     names = shown["nsd_id"].map(image_name)
-    is_test = shown["nsd_id"].isin(shared).to_numpy()
-    if entry.split.group != "image":
+    group = names
+    if entry.split.group not in ("image", "cluster"):
         raise InputError(
             f"catalog entry {entry.name}: 'split.group' cannot be '{entry.split.group}'; "
-            f"NSD groups by image"
+            f"choose image or cluster"
         )
+    is_test = shown["nsd_id"].isin(shared).to_numpy()
+    if clusters is not None:
+        cluster = shown["nsd_id"].map(clusters)
+        group = cluster if entry.split.group == "cluster" else names
+        if entry.split.test == "clusters":
+            # Chosen among all clusters, not among those shown so far.
+            tested = held_out(clusters.values(), fraction=CLUSTERED_TEST, salt="test")
+            is_test = cluster.isin(tested).to_numpy()
     trials = pd.DataFrame(
         {
             "image_id": names,
             "session": shown["session"],
             "run": shown["run"],
             "repeat": shown.groupby("nsd_id").cumcount(),
-            "split": assign(is_test=is_test, group=names, validation=entry.split.validation),
+            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
         }
     )
     tests, trained = trials[is_test], trials[~is_test]
     return trials, [
-        f"{len(sessions)} sessions, {len(trials)} trials; test set {entry.split.test}: "
-        f"{tests['image_id'].nunique()} images in {len(tests)} trials; "
-        f"{trained['image_id'].nunique()} other images in {len(trained)} trials"
+        f"{trials['session'].nunique()} sessions, {len(trials)} trials; "
+        f"test set {entry.split.test}: {tests['image_id'].nunique()} images in {len(tests)} "
+        f"trials; {trained['image_id'].nunique()} other images in {len(trained)} trials"
     ]
-
-
-def _roi_notes(
-    entry: CatalogEntry,
-    layout: Layout,
-    subject: str,
-    rois: Mapping[str, np.ndarray],
-    voxels: Voxels,
-) -> list[str]:
-    notes = []
-    for name, mask in rois.items():
-        known = entry.rois[name].published.get(subject) if layout.space == "func1pt8mm" else None
-        beside = f" (published: {known})" if known is not None else ""
-        notes.append(f"ROI {name}: {int(mask.sum())} voxels{beside}")
-    unknown = int(np.isnan(voxels.noise_ceiling).sum())
-    if unknown:
-        notes.append(f"{unknown} of {len(voxels.index)} voxels have no noise ceiling (NaN)")
-    return notes

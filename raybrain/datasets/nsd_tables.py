@@ -139,7 +139,7 @@ def _trial(place: tuple[int, int, int]) -> str:
 
 
 def read_images(root: Root, *, subject: str, design: Design, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return nsd_id, cocoId and cocoSplit of the images in ``trials``, ascending.
+    """Return nsd_id, cocoId and cocoSplit of every image planned for the subject, ascending.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def read_images(root: Root, *, subject: str, design: Design, trials: pd.DataFram
             f"{first['nsd_id']} (nsdId), which {responses_file(subject)} says was shown; "
             f"take both from the same release"
         )
-    chosen = table.loc[np.unique(trials["nsd_id"])]
+    chosen = table.loc[np.unique(design.nsd_id)]
     return (
         chosen[["nsdId", "cocoId", "cocoSplit"]]
         .rename(columns={"nsdId": "nsd_id"})

@@ -55,11 +55,6 @@ def parse_ctab(text: str, *, name: str) -> dict[str, int]:
     return labels
 
 
-def without_hemisphere(atlas: str) -> str:
-    """Return the atlas of ``lh.NAME`` and ``rh.NAME``, which share one table."""
-    return atlas.removeprefix("lh.").removeprefix("rh.")
-
-
 def resolve(
     rois: Mapping[str, Roi], *, leaf: Callable[[str, Roi], np.ndarray]
 ) -> dict[str, np.ndarray]:

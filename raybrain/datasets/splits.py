@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,24 +12,24 @@ import pandas as pd
 from raybrain.config import InputError
 
 
-def hash_fraction(name: str, *, salt: str = "validation") -> float:
+def hash_fraction(name: str, *, salt: str) -> float:
     """Return a number in [0, 1) that depends on the name alone, uniform over names."""
     digest = hashlib.sha256(f"{salt}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def validation_groups(groups: Iterable[str], *, fraction: float) -> frozenset[str]:
-    """Return the groups held out for validation.
+def held_out(groups: Iterable[str], *, fraction: float, salt: str = "validation") -> frozenset[str]:
+    """Return the groups to hold out.
 
     A group is held out if the hash of its name is below ``fraction``, so that adding sessions
     moves no group from one side to the other. With few groups none may fall below; then the one
     with the lowest hash is held out.
     """
-    ranked = sorted(set(groups), key=hash_fraction)
-    if not ranked or fraction <= 0:
+    place = {group: hash_fraction(group, salt=salt) for group in groups}
+    if not place or fraction <= 0:
         return frozenset()
-    chosen = [group for group in ranked if hash_fraction(group) < fraction]
-    return frozenset(chosen or ranked[:1])
+    chosen = [group for group in place if place[group] < fraction]
+    return frozenset(chosen or [min(place, key=lambda group: place[group])])
 
 
 def assign(*, is_test: np.ndarray, group: pd.Series, validation: float) -> np.ndarray:
@@ -54,7 +55,54 @@ def assign(*, is_test: np.ndarray, group: pd.Series, validation: float) -> np.nd
             f"no trial is left {what} among {len(is_test)}; "
             f"use more sessions or another test set (split.test)"
         )
-    held_out = validation_groups(group[~is_test], fraction=validation)
-    split = np.where(group.isin(held_out), "validation", "train").astype(object)
+    validating = held_out(group[~is_test], fraction=validation)
+    split = np.where(group.isin(validating), "validation", "train").astype(object)
     split[is_test] = "test"
     return split
+
+
+def caption_clusters(captions: Sequence[Sequence[str]], *, count: int, seed: int = 0) -> list[str]:
+    """Return the name of the cluster of every image: images of like words share one.
+
+    Words are weighted by TF-IDF over images, reduced to at most 50 dimensions by a truncated
+    singular value decomposition and grouped by k-means; a cluster is named by its three heaviest
+    words, so that the choice of held-out clusters by name does not depend on the order of images.
+    """
+    from scipy.cluster.vq import kmeans2
+    from scipy.sparse import csr_matrix, diags_array
+    from scipy.sparse.linalg import svds
+
+    texts = [re.findall(r"[a-z]{3,}", " ".join(caption).lower()) for caption in captions]
+    words = sorted({word for text in texts for word in text} - _STOP_WORDS)
+    column = {word: k for k, word in enumerate(words)}
+    cells = [
+        (row, column[word]) for row, text in enumerate(texts) for word in text if word in column
+    ]
+    if len(words) < 2 or len(texts) <= count:
+        raise InputError(
+            f"{len(texts)} images with {len(words)} words in their captions cannot form {count} "
+            f"clusters; use another test set (split.test)"
+        )
+    rows, columns = np.array(cells).T
+    counts = csr_matrix((np.ones(len(cells)), (rows, columns)), shape=(len(texts), len(words)))
+    counts.sum_duplicates()
+    spread = np.bincount(counts.indices, minlength=len(words))
+    weighted = counts.log1p() @ diags_array(np.log((1 + len(texts)) / (1 + spread)) + 1)
+    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1))).ravel()
+    weighted = diags_array(1 / np.maximum(norms, 1e-12)) @ weighted
+    rank = min(50, min(weighted.shape) - 1)
+    start = np.random.default_rng(seed).standard_normal(min(weighted.shape))
+    left, values, _ = svds(weighted, k=rank, v0=start)
+    _, label = kmeans2(left * values, count, minit="++", rng=np.random.default_rng(seed))
+    names = {}
+    for cluster in np.unique(label):
+        weight = np.asarray(weighted[label == cluster].sum(axis=0)).ravel()
+        names[cluster] = "-".join(words[k] for k in np.argsort(-weight, kind="stable")[:3])
+    return [names[cluster] for cluster in label]
+
+
+_FILLERS = (
+    "and are for from has her his into its near next one other out over some that the their them "
+    "there this two under very with while who"
+)
+_STOP_WORDS = frozenset(_FILLERS.split())

@@ -1,4 +1,4 @@
-"""NIfTI volumes: small ones whole, 4-D series as a stream of which only chosen voxels are kept."""
+"""NIfTI and MGH files: small ones whole, series as a stream of which chosen voxels are kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raybrain.config import InputError
 from raybrain.datasets.files import Root
 
 _PIECE = 1 << 20
+_MGH_VERSION = b"\x00\x00\x00\x01"
 _UNREADABLE = (
     EOFError,
     OSError,
@@ -26,7 +27,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Series:
-    """What the header of a NIfTI file says."""
+    """What the header of a NIfTI or MGH file says."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -37,7 +38,7 @@ class Series:
 
 
 def read_volume(root: Root, path: str) -> np.ndarray:
-    """Return a whole volume as float32 with the scaling of its header applied.
+    """Return a whole NIfTI or MGH volume as float32 with the scaling of its header applied.
 
     Raises
     ------
@@ -48,7 +49,8 @@ def read_volume(root: Root, path: str) -> np.ndarray:
     try:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-        image = nibabel.Nifti1Image.from_bytes(content)
+        kind = nibabel.MGHImage if content[:4] == _MGH_VERSION else nibabel.Nifti1Image
+        image = kind.from_bytes(content)
         return np.asarray(image.dataobj, dtype=np.float32)
     except _UNREADABLE as error:
         raise _damaged(root.at(path), error) from None
@@ -120,15 +122,26 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _header(stream: _Bytes, name: str) -> Series:
-    content = bytearray(348)
+    content = bytearray(284)  # the length of an MGH header; the shorter of the two kinds
     stream.fill(memoryview(content))
     try:
-        header = nibabel.Nifti1Header(bytes(content), check=False)
-        offset = int(header.get_data_offset())
+        if content[:4] == _MGH_VERSION:
+            mgh = nibabel.freesurfer.mghformat.MGHHeader(bytes(content), check=False)
+            return Series(
+                shape=tuple(int(size) for size in mgh.get_data_shape()),
+                dtype=mgh.get_data_dtype(),
+                offset=len(content),
+                slope=1.0,
+                inter=0.0,
+            )
+        rest = bytearray(348 - len(content))
+        stream.fill(memoryview(rest))
+        header = nibabel.Nifti1Header(bytes(content + rest), check=False)
         shape = tuple(int(size) for size in header.get_data_shape())
-        slope, inter = header.get_slope_inter()
         if int(header["sizeof_hdr"]) != 348 or len(shape) < 3:
             raise ValueError("it has no NIfTI header")
+        offset = int(header.get_data_offset())
+        slope, inter = header.get_slope_inter()
         dtype = header.get_data_dtype()
     except (ValueError, KeyError, nibabel.spatialimages.HeaderDataError) as error:
         raise _damaged(name, error) from None
