@@ -129,7 +129,7 @@ def _read_hdf5(
                 f"expected from the ROIs and the trials; take all from the same subject and space"
             )
         if betas.chunks == (volumes, 1, 1, 1) and not betas.id.get_create_plist().get_nfilters():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):
                 return _read_chunks(betas, place=place)
         return _read_slabs(betas, place=place)
 
@@ -138,7 +138,7 @@ def _read_chunks(betas: h5py.Dataset, *, place: np.ndarray) -> np.ndarray:
     """Read the chunk of every chosen voxel, and no other, in the order of the file.
 
     Half the time of `_read_slabs` for 20,000 voxels in compact regions, less where they are
-    scattered. Raises OSError where a chunk was never written.
+    scattered. Raises RuntimeError where a chunk was never written.
     """
     chosen = np.empty((len(place), betas.shape[0]), dtype=betas.dtype)
     for row in np.lexsort(place.T[::-1]):
@@ -165,5 +165,5 @@ def _betas(file: Path | BinaryIO, *, name: str) -> Iterator[h5py.Dataset]:
     try:
         with h5py.File(file, "r") as content:
             yield content["betas"]
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"{name} cannot be read ({error}); download it again") from None

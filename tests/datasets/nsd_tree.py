@@ -190,3 +190,46 @@ def write_hdf5(path: Path, block: np.ndarray) -> None:
     """As MATLAB writes X x Y x Z x trial, so as h5py sees it: (trial, Z, Y, X)."""
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=block.transpose(0, 3, 2, 1), chunks=(len(block), 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class Surface:
+    betas: np.ndarray
+    """(trial, hemisphere, vertex) float32 percent signal change."""
+    visual: np.ndarray
+    """(hemisphere, vertex)."""
+    streams: np.ndarray
+    ncsnr: np.ndarray
+
+
+def write_surface(
+    root: Path, *, vertices: int = 50, sessions: int = SESSIONS, subject: str = SUBJECT
+) -> Surface:
+    """fsaverage: an .mgh per hemisphere, floats not x 300, NaN where nothing was scanned."""
+    rng = np.random.default_rng(3)
+    folder = root / f"nsddata_betas/ppdata/{subject}/fsaverage/betas_fithrf_GLMdenoise_RR"
+    labels = root / "nsddata/freesurfer/fsaverage/label"
+    folder.mkdir(parents=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    visual = rng.integers(-1, 8, (2, vertices)).astype(np.float32)
+    streams = rng.integers(-1, 8, (2, vertices)).astype(np.float32)
+    betas = rng.standard_normal((sessions * TRIALS, 2, vertices)).astype(np.float32)
+    ncsnr = rng.uniform(0.05, 1.5, (2, vertices)).astype(np.float32)
+    ncsnr[:, 10:15] = np.nan
+    betas[:, :, 10:15] = np.nan
+
+    def save(path: Path, values: np.ndarray) -> None:
+        nibabel.save(nibabel.MGHImage(values.astype(np.float32), np.eye(4)), path)
+
+    for side, name in enumerate(("lh", "rh")):
+        for atlas, values in (
+            ("prf-visualrois", visual),
+            ("streams", streams),
+            ("nsdgeneral", np.sign(streams)),
+        ):
+            save(labels / f"{name}.{atlas}.mgz", values[side][:, None, None])
+        save(folder / f"{name}.ncsnr.mgh", ncsnr[side][:, None, None])
+        for session in range(sessions):
+            block = betas[session * TRIALS : (session + 1) * TRIALS, side].T
+            save(folder / f"{name}.betas_session{session + 1:02d}.mgh", block[:, None, None])
+    return Surface(betas=betas, visual=visual, streams=streams, ncsnr=ncsnr)
