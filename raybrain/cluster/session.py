@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # report() blocks for up to one interval
     "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its errors are retried or raised; no need to print them
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
@@ -108,14 +109,15 @@ def _local_ray() -> Iterator[None]:
         store = min(max(memory, SMALLEST_OBJECT_STORE), LARGEST_OBJECT_STORE)
         for attempt in range(START_ATTEMPTS):
             try:
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=store,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    _temp_dir=str(folder),
-                )
+                with _quiet_stderr():
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        object_store_memory=store,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        _temp_dir=str(folder),
+                    )
                 break
             except Exception as error:
                 # Ray gives its node 30 s, which a machine busy with other work can exceed.
@@ -149,15 +151,29 @@ def _joined_cluster() -> Iterator[None]:
     if not in_job and "site-packages" not in PACKAGE_ROOT.parts:
         # Nodes get the very code this driver runs; a job brings its own working directory.
         environment["py_modules"] = [str(PACKAGE_ROOT / "raybrain")]
-    ray.init(
-        runtime_env=environment or None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    with _quiet_stderr():
+        ray.init(
+            runtime_env=environment or None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    # Ray's C++ part announces its log level on the descriptor itself; failures are exceptions.
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - not a file of ours
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_fit(resources: config.Resources | None) -> None:
