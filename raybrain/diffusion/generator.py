@@ -6,14 +6,16 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raybrain.config import Features, Generator, InputError, Reconstruct
 from raybrain.diffusion.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionImg2ImgPipeline
+
+Pipeline: TypeAlias = Any
+"""diffusers' ``StableDiffusionImg2ImgPipeline``, whose lazy import hides its type."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class StableDiffusion:
     """A loaded generator: diffusers' img2img pipeline and what is fixed about it."""
 
     settings: Generator
-    pipeline: StableDiffusionImg2ImgPipeline
+    pipeline: Pipeline
     scheduler_config: Mapping[str, Any]
     """As in the checkpoint; every scheduler is built from it, never from its predecessor."""
     unconditional: torch.Tensor
@@ -195,7 +197,7 @@ def _dtype(settings: Generator, *, device: torch.device) -> torch.dtype:
     return getattr(torch, settings.dtype)
 
 
-def _load_pipeline(checkpoint: Checkpoint) -> StableDiffusionImg2ImgPipeline:
+def _load_pipeline(checkpoint: Checkpoint) -> Pipeline:
     import torch
     from diffusers import StableDiffusionImg2ImgPipeline
 
@@ -226,7 +228,7 @@ def _load_pipeline(checkpoint: Checkpoint) -> StableDiffusionImg2ImgPipeline:
         ) from None
 
 
-def _compute_in(dtype: torch.dtype, *, pipeline: StableDiffusionImg2ImgPipeline) -> None:
+def _compute_in(dtype: torch.dtype, *, pipeline: Pipeline) -> None:
     """Make the UNet and the VAE take and give float32 but compute in ``dtype``."""
     unet, vae = pipeline.unet, pipeline.vae
     # The timestep keeps its type: 981 is not a bfloat16 number.
