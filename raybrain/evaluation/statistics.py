@@ -1,0 +1,110 @@
+"""Intervals and p values over images, the unit that was drawn from a population.
+
+The N(N-1) comparisons of two-way identification share images, so a binomial test over them is
+wrong; here images are resampled, and pairings of brain and image are permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Percentile interval of the mean over images."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def bootstrap_means(
+    scores: NDArray[np.float64], *, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the mean (resample, ...) of every resample of the images with replacement.
+
+    Parameters
+    ----------
+    scores
+        (image, ...); all columns share the resamples, so their differences are paired.
+    resamples
+        How many.
+    seed
+        Of the draw.
+    """
+    images = len(scores)
+    flat = np.ascontiguousarray(scores.reshape(images, -1), dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    share = np.full(images, 1.0 / images)
+    means = [
+        rng.multinomial(images, share, size=size) @ flat / images
+        for size in _blocks(resamples, width=images)
+    ]
+    return np.concatenate(means).reshape(resamples, *scores.shape[1:])
+
+
+def interval_of(means: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
+    """Return the percentile interval over the first axis of resampled means."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+    return Interval(low=low, high=high)
+
+
+def bootstrap(scores: NDArray[np.float64], *, resamples: int, seed: int) -> Interval:
+    """Return the 95 % interval of the mean over images of each column of scores (image, ...)."""
+    return interval_of(bootstrap_means(scores, resamples=resamples, seed=seed))
+
+
+def pairing_p(
+    matrices: Sequence[NDArray[np.float64]], *, permutations: int, seed: int
+) -> NDArray[np.float64]:
+    """Return one p value per matrix: how often a random pairing has as large a mean score.
+
+    Parameters
+    ----------
+    matrices
+        (image, reconstruction) each, larger is better: what reconstruction k would score as that
+        of image j; the diagonal is what was observed. All share the permutations.
+    permutations
+        How many pairings; p is never below ``1 / (permutations + 1)``.
+    seed
+        Of the draw.
+    """
+    if not matrices:
+        return np.empty(0)
+    images = len(matrices[0])
+    rng = np.random.default_rng(seed)
+    rows = np.arange(images)
+    # A sum in another order differs in the last bits; an equal one must count as extreme.
+    observed = [np.trace(matrix) - 1e-9 * images for matrix in matrices]
+    extreme = np.zeros(len(matrices))
+    for size in _blocks(permutations, width=images):
+        order = rng.permuted(np.tile(rows, (size, 1)), axis=1)
+        for k, matrix in enumerate(matrices):
+            extreme[k] += (matrix[rows, order].sum(axis=1) >= observed[k]).sum()
+    return (1 + extreme) / (1 + permutations)
+
+
+def derangements(*, images: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Return pairings (derangement, image) in which no image keeps its own reconstruction.
+
+    They are different rotations of one random cycle, so no pair occurs twice; at most
+    ``images - 1`` exist.
+    """
+    if images < 2:
+        raise ValueError(f"shuffling needs at least 2 images; found {images}")
+    cycle = np.random.default_rng(seed).permutation(images)
+    position = np.argsort(cycle)
+    shifts = range(1, min(count, images - 1) + 1)
+    return np.stack([cycle[(position + shift) % images] for shift in shifts])
+
+
+def _blocks(total: int, *, width: int) -> Iterator[int]:
+    step = max(1, 4_000_000 // width)  # 32 MB of indices at a time
+    for start in range(0, total, step):
+        yield min(step, total - start)

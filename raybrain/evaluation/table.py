@@ -1,0 +1,255 @@
+"""The table: no score without its chance level, floors, ceiling, n and protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybrain.evaluation.protocols import Metric, Protocol
+from raybrain.evaluation.statistics import bootstrap
+
+if TYPE_CHECKING:
+    import pandas
+
+LABEL_WIDTH = 17
+CELL_WIDTH = 10
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell: the mean over images and samples of one metric for one row."""
+
+    row: str
+    metric: str
+    value: float
+    low: float
+    """Lower end of the 95 % bootstrap interval over images."""
+    high: float
+    sd_samples: float
+    """Standard deviation of the mean score across samples (for shuffled brains across shuffles)."""
+    n: int
+    """Images."""
+    samples: int
+    chance: float
+    """NaN where the metric has none."""
+    p: float
+    """Under random pairing of reconstructions and images; NaN where it was not computed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one row is than another on the same images, as a paired comparison."""
+
+    metric: str
+    better: str
+    than: str
+    value: float
+    """Positive when `better` is better, whatever the direction of the metric."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores of every row under one protocol, down to single images and samples."""
+
+    protocol: Protocol
+    image_ids: tuple[str, ...]
+    rows: tuple[str, ...]
+    """From floors to ceiling."""
+    scores: tuple[Score, ...]
+    cells: Mapping[tuple[str, str], NDArray[np.float64]]
+    """(row, metric) to scores (sample, image)."""
+    bootstrap: int
+    permutations: int
+    seed: int
+
+    def score(self, *, row: str, metric: str) -> Score:
+        """Return one cell."""
+        for score in self.scores:
+            if (score.row, score.metric) == (row, metric):
+                return score
+        raise ValueError(
+            f"no score of '{row}' on '{metric}'; rows are {', '.join(self.rows)}, "
+            f"metrics {', '.join(m.name for m in self.protocol.metrics)}"
+        )
+
+    def per_image(self, *, row: str, metric: str) -> NDArray[np.float64]:
+        """Return the score (image,) averaged over samples."""
+        self.score(row=row, metric=metric)
+        return self.cells[row, metric].mean(axis=0)
+
+    def difference(self, *, metric: str, better: str, than: str) -> Difference:
+        """Return the paired difference of two rows with its 95 % bootstrap interval over images."""
+        sign = 1.0 if self.protocol.metric(metric).higher_is_better else -1.0
+        gain = sign * (
+            self.per_image(row=better, metric=metric) - self.per_image(row=than, metric=metric)
+        )
+        interval = bootstrap(gain, resamples=self.bootstrap, seed=self.seed)
+        return Difference(
+            metric=metric,
+            better=better,
+            than=than,
+            value=float(gain.mean()),
+            low=float(interval.low),
+            high=float(interval.high),
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one line per row and metric, everything in it."""
+        import pandas
+
+        lines = []
+        for score in self.scores:
+            metric = self.protocol.metric(score.metric)
+            lines.append(
+                {
+                    "row": score.row,
+                    "metric": score.metric,
+                    "value": score.value,
+                    "low": score.low,
+                    "high": score.high,
+                    "sd_samples": score.sd_samples,
+                    "n": score.n,
+                    "samples": score.samples,
+                    "chance": score.chance,
+                    "p": score.p,
+                    "higher_is_better": metric.higher_is_better,
+                    "protocol": self.protocol.name,
+                    "description": metric.description,
+                }
+            )
+        return pandas.DataFrame(lines)
+
+    def per_image_frame(self) -> pandas.DataFrame:
+        """Return one line per row, metric, sample and image."""
+        import pandas
+
+        parts = []
+        for (row, metric), values in self.cells.items():
+            samples, images = values.shape
+            parts.append(
+                pandas.DataFrame(
+                    {
+                        "row": row,
+                        "metric": metric,
+                        "sample": np.repeat(np.arange(samples), images),
+                        "image_id": np.tile(self.image_ids, samples),
+                        "score": values.reshape(-1),
+                    }
+                )
+            )
+        return pandas.concat(parts, ignore_index=True)
+
+    def to_csv(self, path: Path) -> None:
+        """Write `to_frame` as CSV."""
+        self.to_frame().to_csv(path, index=False)
+
+    def to_text(self) -> str:
+        """Return the table for a console, at most 100 columns wide for eight metrics."""
+        metrics = self.protocol.metrics
+        any_score = self.scores[0]
+        counted = max(s.samples for s in self.scores if s.row not in ("shuffled brain",))
+        lines = [
+            f"{self.protocol.name}: {any_score.n} images, {counted} "
+            f"sample{'s' if counted > 1 else ''} each; mean ± half the 95 % interval "
+            f"({self.bootstrap:,} resamples of images)",
+            "",
+            (" " * LABEL_WIDTH + _spanning(metrics)).rstrip(),
+            " " * LABEL_WIDTH
+            + "".join(f"{m.label + (' ↑' if m.higher_is_better else ' ↓'):>10}" for m in metrics),
+            _line("chance", [_chance(metric) for metric in metrics]),
+        ]
+        for row in self.rows:
+            cells = [_cell(self.score(row=row, metric=m.name), metric=m) for m in metrics]
+            lines.append(_line(row, cells))
+            ps = [self.score(row=row, metric=m.name).p for m in metrics]
+            if row == "system":
+                lines.append(_line("  p, pairing", [_p(p) for p in ps]))
+        lines += [
+            "",
+            "PixCorr and SSIM reward blur: read them beside the mean image, which knows nothing.",
+            *[f"{m.group} {m.label}: {m.description}" for m in metrics if m.layer],
+        ]
+        return "\n".join(lines)
+
+    def to_latex(self) -> str:
+        r"""Return a ``tabular`` that needs only ``booktabs``."""
+        metrics = self.protocol.metrics
+        heads = [
+            f"{m.group} {m.label} " + (r"$\uparrow$" if m.higher_is_better else r"$\downarrow$")
+            for m in metrics
+        ]
+        caption = (
+            f"% {self.protocol.name}, n = {len(self.image_ids)} images, 95 % bootstrap interval "
+            f"over images ({self.bootstrap} resamples)"
+        )
+        lines = [
+            caption,
+            r"\begin{tabular}{l" + "r" * len(metrics) + "}",
+            r"\toprule",
+            " & ".join(["", *heads]) + r" \\",
+            r"\midrule",
+            " & ".join(["chance", *[_latex(_chance(metric)) for metric in metrics]]) + r" \\",
+        ]
+        for row in self.rows:
+            cells = []
+            for metric in metrics:
+                score = self.score(row=row, metric=metric.name)
+                if not math.isfinite(score.value):
+                    cells.append("--")
+                    continue
+                value, low, high = (
+                    _number(v, metric=metric) for v in (score.value, score.low, score.high)
+                )
+                cells.append(f"{value} {{\\scriptsize [{low}, {high}]}}")
+            lines.append(" & ".join([_latex(row), *cells]) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _line(label: str, cells: list[str]) -> str:
+    return (f"{label:<{LABEL_WIDTH}}" + "".join(f"{c:>{CELL_WIDTH}}" for c in cells)).rstrip()
+
+
+def _spanning(metrics: tuple[Metric, ...]) -> str:
+    text = ""
+    for group, members in groupby(metrics, key=lambda metric: metric.group):
+        width = CELL_WIDTH * len(list(members))
+        text += f" {group} ".center(width - 2, "─").rjust(width)
+    return text
+
+
+def _number(value: float, *, metric: Metric) -> str:
+    if not math.isfinite(value):
+        return "–"  # noqa: RUF001
+    if metric.percent:
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}".replace("0.", ".", 1)
+
+
+def _chance(metric: Metric) -> str:
+    return "–" if metric.chance is None else _number(metric.chance, metric=metric)  # noqa: RUF001
+
+
+def _cell(score: Score, *, metric: Metric) -> str:
+    if not math.isfinite(score.value):
+        return "–"  # noqa: RUF001
+    half = (score.high - score.low) / 2.0
+    return f"{_number(score.value, metric=metric)}±{_number(half, metric=metric)}"
+
+
+def _p(p: float) -> str:
+    if not math.isfinite(p):
+        return "–"  # noqa: RUF001
+    return "<.001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
+
+
+def _latex(text: str) -> str:
+    return text.replace("–", "--").replace("%", r"\%").replace("_", r"\_")  # noqa: RUF001
