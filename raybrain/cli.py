@@ -35,7 +35,7 @@ def usage() -> str:
         "  raybrain demo [address=value ...]\n\n"
         f"Stages:\n{stages}\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
-        "  raybrain train jobs/experiments/nsd.yaml training.lr=1e-4 'decode.latents.rois=[V1, V2]'\n"
+        "  raybrain train jobs/experiments/nsd.yaml 'decode.latents.rois=[V1, V2]'\n"
         "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
     )
 

@@ -6,6 +6,7 @@ output is sealed with the settings of today is skipped; one that was killed resu
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,9 +95,12 @@ def evaluate(experiment: Experiment) -> None:
 
 def run(experiment: Experiment) -> None:
     """Run every stage in order, skipping what is sealed."""
-    for stage in (simulate, ingest, features, train, predict, reconstruct, evaluate):
-        if stage is not simulate or experiment.simulation is not None:
-            stage(experiment)
+    last = None if experiment.simulation is None else outputs.report(experiment)
+    done = last and seal.status(last.folder, wanted=last.seal).state == "sealed"
+    with contextlib.nullcontext() if done else cluster.connect(experiment.resources):
+        for stage in (simulate, ingest, features, train, predict, reconstruct, evaluate):
+            if stage is not simulate or experiment.simulation is not None:
+                stage(experiment)
 
 
 RUN: dict[str, Callable[[Experiment], None]] = {

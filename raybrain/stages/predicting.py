@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raybrain import outputs, store
 from raybrain.config import InputError
+from raybrain.decoders import load_decoder
 from raybrain.stages import Made
+from raybrain.stages.fitting import DECODER, image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
     from raybrain.outputs import Output
     from raybrain.tracking import Run
 
+ESTIMATES = "estimates"
+"""Group of the least-squares predictions, which squared errors are computed from."""
+
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Write the decoded targets of every test image, its repeats averaged."""
-    from raybrain.decoders import load_decoder
-
     subject = outputs.subject_store(experiment)
     opened = store.open_store(subject.folder, splits="test")
     run.set_tags({"opened_test_trials": "predict"})
@@ -28,25 +33,27 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             f"{subject.folder} has no test trials; check 'split' in the catalog entry "
             f"{experiment.dataset} and that the sessions with test images are on disk"
         )
-    decoded = {}
-    for target, _ in outputs.targets(experiment):
-        decoder = load_decoder(Path(outputs.decoder(experiment, target).folder))
-        decoded[target] = decoder.predict(
-            opened.betas(voxels=decoder.voxels),
+    rows = image_rows(opened)
+    image_ids = opened.images.index[np.unique(rows)].tolist()
+    decoded: dict[str, np.ndarray] = {}
+    for target, decode in outputs.targets(experiment):
+        decoder = load_decoder(Path(outputs.decoder(experiment, target).folder) / DECODER)
+        predicted = decoder.predict(
+            opened.betas(voxels=opened.mask(decode.rois)),
             session=trials["session"].to_numpy(),
-            image_id=trials["image_id"].to_numpy(),
+            image_id=rows,
         )
-    image_ids = [str(image_id) for image_id in next(iter(decoded.values())).image_id]
-    shapes = {name: target_shape(experiment, name) for name in decoded}
+        shape = (len(image_ids), *target_shape(experiment, target))
+        decoded[target] = predicted.values.reshape(shape)
+        decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(shape)
     store.create_rows(
         output.folder,
-        {name: (shape, "float32") for name, shape in shapes.items()},
+        {name: (values.shape[1:], "float32") for name, values in decoded.items()},
         image_ids=image_ids,
         rows_per_block=store.IMAGES_PER_CHUNK,
         attributes={"store": subject.seal.digest},
     )
-    for name, predicted in decoded.items():
-        values = predicted.values.reshape(len(image_ids), *shapes[name])
+    for name, values in decoded.items():
         for block in store.missing_blocks(output.folder, name):
             store.write_block(output.folder, name, values[block.start : block.stop], block=block)
     return Made(f"{len(trials):,} test trials -> {len(image_ids):,} images")

@@ -1,0 +1,190 @@
+"""``evaluate``: the table with its floors and ceiling, the gallery, and both in MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raybrain import evaluation, outputs, report, store
+from raybrain.cluster import Progress
+from raybrain.evaluation import (
+    CATEGORY_ORACLE,
+    CEILING,
+    MEAN_IMAGE,
+    NEAREST_TRAINING,
+    RANDOM_TRAINING,
+    SYSTEM,
+    LatentScores,
+)
+from raybrain.stages import Made, drawing
+from raybrain.stages.predicting import ESTIMATES
+
+if TYPE_CHECKING:
+    from raybrain.config import Experiment
+    from raybrain.evaluation import Table
+    from raybrain.outputs import Output
+    from raybrain.tracking import Run
+
+TABLE = "scores.txt"
+GALLERY = "gallery.html"
+GRID = "grid.png"
+ROW_NAMES = {
+    drawing.CATEGORY: CATEGORY_ORACLE,
+    drawing.SYSTEM: SYSTEM,
+    drawing.CEILING: CEILING,
+}
+
+
+def work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Score every row, write the report and log it."""
+    folder = Path(output.folder)
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="test")
+    run.set_tags({"opened_test_trials": "evaluate"})
+    image_ids = store.row_ids(outputs.reconstructions(experiment).folder)
+    training_ids = drawing.training_images(experiment)
+    seen, training = opened.pixels(image_ids), opened.pixels(training_ids)
+    rows = _rows(experiment, image_ids=image_ids, training_ids=training_ids, training=training)
+    protocol = evaluation.protocol_named(experiment.evaluate.protocol)
+    with Progress(total=len(rows), description="evaluate", unit="rows") as progress:
+        table = evaluation.score_rows(
+            seen,
+            rows,
+            protocol=protocol,
+            image_ids=image_ids,
+            bootstrap_resamples=experiment.evaluate.bootstrap,
+            seed=experiment.seed,
+            progress=lambda row, done, total: progress.advance(),
+        )
+    latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
+    text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
+    (folder / TABLE).write_text(text)
+    table.to_csv(folder / "scores.csv")
+    (folder / "scores.tex").write_text(table.to_latex())
+    (folder / "decoders.json").write_text(
+        json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
+    )
+    captions = opened.images.loc[image_ids, "captions"].tolist()
+    report.write_gallery(
+        folder / GALLERY,
+        seen=seen,
+        rows=rows,
+        table=table,
+        captions=[texts[0] if texts else "" for texts in captions],
+        groups=opened.images.loc[image_ids, "group"].tolist(),
+        title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
+        provenance=_provenance(experiment),
+    )
+    report.image_grid(folder / GRID, seen=seen, rows=rows, table=table)
+    _log(run, table=table, latents=latents, folder=folder)
+    return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
+
+
+def latent_table(
+    experiment: Experiment, *, image_ids: list[str], training_ids: list[str]
+) -> dict[str, LatentScores]:
+    """Return the scores of every decoded target beside predicting its training mean."""
+    features = outputs.features(experiment).folder
+    predictions = outputs.predictions(experiment).folder
+    found = {}
+    for target, _ in outputs.targets(experiment):
+        predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
+        width = predicted.shape[1]
+        found[target] = evaluation.latent_scores(
+            true=store.read_rows(features, target, image_ids=image_ids)[:, :width],
+            predicted=predicted,
+            training_mean=store.read_rows(features, target, image_ids=training_ids)[
+                :, :width
+            ].mean(axis=0),
+            resamples=experiment.evaluate.bootstrap,
+            seed=experiment.seed,
+        )
+    return found
+
+
+def _rows(
+    experiment: Experiment,
+    *,
+    image_ids: list[str],
+    training_ids: list[str],
+    training: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return (image, sample, y, x, rgb) of every row of the table."""
+    drawn = outputs.reconstructions(experiment).folder
+    count = len(image_ids)
+    at_random = evaluation.random_training(
+        training=len(training_ids), images=count, samples=5, seed=experiment.seed
+    )
+    rows = {
+        MEAN_IMAGE: evaluation.mean_image(training, images=count),
+        RANDOM_TRAINING: training[at_random],
+        NEAREST_TRAINING: training[_nearest(experiment, training_ids=training_ids)][:, None],
+    }
+    for name in (drawing.SYSTEM, *experiment.reconstruct.references):
+        rows[ROW_NAMES[name]] = store.read_rows(drawn, name, image_ids=image_ids)
+    return rows
+
+
+def _nearest(experiment: Experiment, *, training_ids: list[str]) -> np.ndarray:
+    predictions = outputs.predictions(experiment).folder
+    features = outputs.features(experiment).folder
+    predicted, library = [], []
+    for target, _ in outputs.targets(experiment):
+        values = store.read_rows(predictions, target)
+        truth = store.read_rows(features, target, image_ids=training_ids)[:, : values.shape[1]]
+        predicted.append(values.reshape(len(values), -1))
+        library.append(truth.reshape(len(truth), -1))
+    return evaluation.nearest_training(
+        predicted=np.concatenate(predicted, axis=1), training=np.concatenate(library, axis=1)
+    )
+
+
+def _latent_text(latents: dict[str, LatentScores]) -> str:
+    lines = [
+        f"{'decoded target':<16}{'MSE':>10}{'of mean':>10}{'R²':>8}{'r':>8}{'two-way':>9}"
+        f"{'chance':>8}{'n':>6}"
+    ]
+    for target, scores in latents.items():
+        numbers = scores.summary()
+        lines.append(
+            f"{target:<16}{numbers['mse']:>10.4f}{numbers['mse_of_mean']:>10.4f}"
+            f"{numbers['r2_mean']:>8.3f}{numbers['pearson_mean']:>8.3f}"
+            f"{numbers['two_way']:>9.1%}{'50%':>8}{scores.n:>6}"
+        )
+    return "\n".join(lines)
+
+
+def _log(run: Run, *, table: Table, latents: dict[str, LatentScores], folder: Path) -> None:
+    metrics = {}
+    for score in table.scores:
+        key = f"{score.row.replace(' ', '_')}.{score.metric}"
+        metrics[key] = score.value
+        metrics[f"{key}.low"], metrics[f"{key}.high"] = score.low, score.high
+    for target, scores in latents.items():
+        metrics |= {f"{target}.{name}": value for name, value in scores.summary().items()}
+    run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
+    for file in sorted(folder.iterdir()):
+        if file.name not in ("begun.json", "seal.json"):
+            run.log_artifact(file)
+
+
+def _provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what the gallery says of its making."""
+    entry = outputs.dataset_entry(experiment)
+    return {
+        "experiment": experiment.name,
+        "dataset": f"{entry.title} ({entry.cite}; {entry.licence.name})",
+        "subject": experiment.subject,
+        "store": outputs.subject_store(experiment).seal.digest,
+        **{
+            f"decoder of {target}": f"{decode.decoder.kind}, {', '.join(decode.rois)}, "
+            f"{outputs.decoder(experiment, target).seal.digest}"
+            for target, decode in outputs.targets(experiment)
+        },
+        "generator": f"{experiment.generator.checkpoint}, "
+        f"{outputs.features(experiment).seal.inputs['the generator']}",
+        "reconstruct": json.dumps(experiment.reconstruct.model_dump(mode="json")),
+        "seed": str(experiment.seed),
+    }
