@@ -1,0 +1,217 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from raybrain import config, tracking
+from raybrain.config import InputError, Tracking
+
+SETTINGS = Tracking()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def tracker(workspace):
+    return tracking.open_tracker(SETTINGS, workspace=workspace)
+
+
+@pytest.fixture
+def experiment():
+    return make_experiment("study")
+
+
+def make_experiment(name, *, subject="subj01", dataset="simulated"):
+    decode = {"latents": {"rois": ["V1"]}, "prompt_embeds": {"rois": ["V1"]}}
+    return config.Experiment(name=name, dataset=dataset, subject=subject, decode=decode)
+
+
+def in_another_process(code, *, workspace):
+    """Start Python with an open tracker, parent and stage run named ``train``."""
+    program = f"""
+        import os, signal, sys, time
+        from raybrain import cluster, config, tracking
+        workspace = {workspace!r}
+        tracker = tracking.open_tracker(config.Tracking(), workspace=workspace)
+        decode = {{"latents": {{"rois": ["V1"]}}, "prompt_embeds": {{"rois": ["V1"]}}}}
+        experiment = config.Experiment(
+            name="study", dataset="simulated", subject="subj01", decode=decode
+        )
+        parent = tracker.experiment_run(experiment)
+    """
+    root = Path(tracking.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program) + textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def test_database_and_artifacts_lie_in_the_workspace_wherever_python_runs(
+    workspace, experiment, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tracker = tracking.open_tracker(SETTINGS, workspace=workspace)
+    with tracker.stage(tracker.experiment_run(experiment), "evaluate", settings={}) as run:
+        run.log_text("seen", "notes/a.txt")
+    assert list(tmp_path.iterdir()) == []
+    assert Path(workspace, tracking.DATABASE).is_file()
+    (kept,) = Path(workspace, tracking.ARTIFACTS).rglob("notes/a.txt")
+    assert kept.read_text() == "seen"
+
+
+def test_an_experiment_finds_its_parent_again_and_others_do_not(tracker, experiment):
+    parent = tracker.experiment_run(experiment)
+    assert tracker.experiment_run(experiment).run_id == parent.run_id
+    other_subject = tracker.experiment_run(make_experiment("study", subject="subj02"))
+    other_name = tracker.experiment_run(make_experiment("study2"))
+    assert len({parent.run_id, other_subject.run_id, other_name.run_id}) == 3
+    assert tracker.experiment_run(make_experiment("study2")).run_id == other_name.run_id
+
+
+def test_each_dataset_is_one_mlflow_experiment(tracker):
+    runs = [
+        tracker.experiment_run(make_experiment("a", dataset=dataset))
+        for dataset in ("nsd", "catalogs/nsd.yaml", "haxby")
+    ]
+    names = [tracker.client.get_experiment(run.mlflow_experiment).name for run in runs]
+    assert names == ["nsd", "nsd", "haxby"]
+
+
+def test_a_stage_records_settings_metrics_files_and_tags(tracker, experiment, tmp_path):
+    parent = tracker.experiment_run(experiment)
+    settings = config.flatten(experiment) | {"long": "x" * 10_000}
+    (tmp_path / "figure.svg").write_text("<svg/>")
+    with tracker.stage(parent, "train", settings=settings, title="train latents") as run:
+        for step in range(3):
+            run.log_metrics({"loss": 1 / (step + 1), "r2": float("nan")}, step=step)
+        run.log_metrics({f"voxel/{number}": number for number in range(1500)})
+        run.log_artifact(tmp_path / "figure.svg", "figures")
+        run.log_artifact(tmp_path, "all")
+        run.set_tags({"seal": "abc", "count": 3})
+    found = tracker.client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "train latents"
+    assert found.data.tags[tracking.PARENT] == parent.run_id
+    assert found.data.tags["count"] == "3"
+    assert found.data.params["training.lr"] == "0.0003"
+    assert found.data.params["decode.latents.rois"] == "['V1']"
+    assert len(found.data.params["long"]) == 6000
+    assert len(found.data.params) == len(settings)
+    history = tracker.client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert found.data.metrics["voxel/1499"] == 1499
+    files = {entry.path for entry in tracker.client.list_artifacts(run.run_id, "figures")}
+    assert files == {"figures/figure.svg"}
+
+
+def test_an_error_closes_the_run_as_failed_and_says_why(tracker, experiment):
+    parent = tracker.experiment_run(experiment)
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracker.stage(parent, "features", settings={}) as run,
+    ):
+        1 / 0  # noqa: B018
+    found = tracker.client.get_run(run.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags[tracking.ERROR] == "ZeroDivisionError: division by zero"
+    (entry,) = tracker.client.list_artifacts(run.run_id)
+    assert entry.path == "traceback.txt"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_closes_the_run_as_killed(tracker, experiment, interruption):
+    parent = tracker.experiment_run(experiment)
+    with (
+        pytest.raises(interruption),
+        tracker.stage(parent, "features", settings={}) as run,
+    ):
+        raise interruption
+    assert tracker.client.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_a_run_whose_process_died_is_closed_and_one_that_lives_is_not(
+    tracker, experiment, workspace
+):
+    parent = tracker.experiment_run(experiment)
+    opens_a_stage = """
+        with tracker.stage(parent, "ingest", settings={}) as run:
+            print(run.run_id, flush=True)
+            time.sleep(600)
+    """
+    process = in_another_process(opens_a_stage, workspace=workspace)
+    try:
+        left_open = process.stdout.readline().strip()
+        with tracker.stage(parent, "ingest", settings={}):
+            assert tracker.client.get_run(left_open).info.status == "RUNNING"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with tracker.stage(parent, "ingest", settings={}) as mine:
+            assert tracker.client.get_run(left_open).info.status == "KILLED"
+            with tracker.stage(parent, "ingest", settings={}):
+                assert tracker.client.get_run(mine.run_id).info.status == "RUNNING"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_database_is_whole_or_not_there(tmp_path):
+    # Killed while it makes the tables, MLflow alone would leave a file it refuses to open again.
+    process = in_another_process("", workspace=str(tmp_path))
+    try:
+        while process.poll() is None and not list(tmp_path.glob(".mlflow.db-*/made.db")):
+            time.sleep(0.01)
+        process.kill()
+    finally:
+        process.wait()
+        process.stdout.close()
+    assert not (tmp_path / tracking.DATABASE).exists()
+    tracking.open_tracker(SETTINGS, workspace=str(tmp_path))
+    with sqlite3.connect(tmp_path / tracking.DATABASE) as database:
+        (check,) = database.execute("pragma integrity_check").fetchone()
+    database.close()
+    assert check == "ok"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("runs", "write http://server:5000 or sqlite:///"),
+        ("http://127.0.0.1:9", "no MLflow answers at http://127.0.0.1:9"),
+    ],
+)
+def test_an_address_where_nothing_is_takes_one_sentence(uri, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        tracking.open_tracker(Tracking(uri=uri), workspace=str(tmp_path))
+
+
+def test_a_workspace_on_object_storage_needs_a_server():
+    with pytest.raises(InputError, match=r"tracking\.uri=http"):
+        tracking.open_tracker(SETTINGS, workspace="s3://bucket/workspace")
+
+
+def test_the_command_that_opens_the_runs_names_the_database(tmp_path):
+    command = tracking.ui_command(SETTINGS, workspace=str(tmp_path))
+    assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
+    server = Tracking(uri="https://mlflow.lab.example")
+    assert tracking.ui_command(server, workspace=str(tmp_path)) == "https://mlflow.lab.example"
+
+
+def test_importing_tracking_imports_no_mlflow():
+    code = "import sys, raybrain.tracking; print('mlflow' in sys.modules)"
+    root = Path(tracking.__file__).parents[1]
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert printed.stdout.strip() == "False"
