@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raybrain.config import Features, Generator, InputError, Reconstruct
@@ -212,20 +215,39 @@ def _load_pipeline(checkpoint: Checkpoint) -> Pipeline:
             **unused,
         )
     try:
-        return StableDiffusionImg2ImgPipeline.from_single_file(
-            str(checkpoint.weights),
-            config=str(checkpoint.folder),
-            dtype=torch.float32,
-            local_files_only=True,
-            **unused,
-        )
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        with _lightning_stand_ins(checkpoint.weights):
+            return StableDiffusionImg2ImgPipeline.from_single_file(
+                str(checkpoint.weights),
+                config=str(checkpoint.folder),
+                dtype=torch.float32,
+                local_files_only=True,
+                **unused,
+            )
+    except (ValueError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
             f"{checkpoint.weights} could not be read with the configs of {checkpoint.folder} "
             f"({reason.rstrip('.')}); check that both are the same model, or save the weights as "
             f".safetensors"
         ) from None
+
+
+@contextlib.contextmanager
+def _lightning_stand_ins(weights: Path) -> Iterator[None]:
+    """Let torch read a ``.ckpt`` that names the training library's classes, without running them.
+
+    The published ``sd-v1-4.ckpt`` keeps its ModelCheckpoint beside the weights; torch refuses to
+    load the file for it, though nothing of it is needed.
+    """
+    import torch
+
+    if weights.suffix == ".safetensors" or not zipfile.is_zipfile(weights):
+        yield
+        return
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(weights)
+    own = [name for name in named if name.startswith("pytorch_lightning.")]
+    with torch.serialization.safe_globals([(type("Ignored", (), {}), name) for name in own]):
+        yield
 
 
 def _compute_in(dtype: torch.dtype, *, pipeline: Pipeline) -> None:

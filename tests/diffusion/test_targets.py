@@ -1,0 +1,95 @@
+"""Targets, against the networks called directly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raybrain.config import Features, Generator, InputError
+from raybrain.diffusion import (
+    complete_prompt,
+    encode_captions,
+    encode_images,
+    target_shapes,
+)
+from tests.diffusion.generators import PIXELS, TOKENS, WIDTH
+
+
+def test_latents_are_the_posterior_mean_times_the_scaling_factor(tiny, checkpoint):
+    import torch
+    from diffusers import AutoencoderKL
+
+    images = np.random.default_rng(1).integers(0, 256, (5, PIXELS, PIXELS, 3), np.uint8)
+    vae = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae")
+    pixels = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        moments = vae.quant_conv(vae.encoder(pixels))
+    expected = moments[:, :4] * 0.9
+    latents = encode_images(tiny, images=images, batch_size=2)
+    assert latents.dtype == np.float32
+    np.testing.assert_allclose(latents, expected, atol=1e-5)
+
+
+def test_images_of_other_sizes_are_resized(tiny):
+    grey = [np.full((size, size, 3), 77, np.uint8) for size in (20, PIXELS, 75)]
+    latents = encode_images(tiny, images=grey)
+    np.testing.assert_allclose(latents, latents[[1, 1, 1]], atol=1e-4)
+    assert encode_images(tiny, images=grey, resolution=48).shape == (3, 4, 12, 12)
+
+
+def test_captions_are_averaged_within_their_image(tiny, checkpoint):
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(checkpoint, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(checkpoint, subfolder="text_encoder")
+    captions = [["a cat", "cat"], ["dog"], ["a very long caption of many pieces", "b", "c"]]
+    expected = []
+    for own in captions:
+        tokens = tokenizer(own, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(encoder(tokens.input_ids).last_hidden_state.mean(0).numpy())
+    embeds = encode_captions(tiny, captions=captions, batch_size=4)
+    np.testing.assert_allclose(embeds, expected, atol=1e-5)
+
+
+def test_shapes_are_known_without_encoding(tiny, checkpoint):
+    settings = Generator(checkpoint=str(checkpoint))
+    shapes = target_shapes(settings, features=Features())
+    images = np.zeros((1, PIXELS, PIXELS, 3), np.uint8)
+    assert shapes == target_shapes(tiny, features=Features())
+    assert encode_images(tiny, images=images).shape[1:] == shapes.latents
+    assert encode_captions(tiny, captions=[["x"]]).shape[1:] == shapes.prompt_embeds
+    other = target_shapes(settings, features=Features(resolution=48, tokens=5))
+    assert (other.latents, other.prompt_embeds, other.pixels) == ((4, 12, 12), (5, WIDTH), 48)
+
+
+def test_remaining_tokens_are_the_training_mean():
+    rng = np.random.default_rng(2)
+    first, mean = rng.standard_normal((4, 3, WIDTH)), rng.standard_normal((TOKENS, WIDTH))
+    whole = complete_prompt(first, mean=mean)
+    assert whole.shape == (4, TOKENS, WIDTH)
+    np.testing.assert_array_equal(whole[:, :3], first.astype(np.float32))
+    for row in whole:
+        np.testing.assert_array_equal(row[3:], mean[3:].astype(np.float32))
+    with pytest.raises(InputError, match="at most 12 tokens"):
+        complete_prompt(rng.standard_normal((4, TOKENS + 1, WIDTH)), mean=mean)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (Features(resolution=36), r"features\.resolution=32"),
+        (Features(tokens=77), r"features\.tokens=12"),
+    ],
+)
+def test_unfit_features_are_one_sentence(checkpoint, features, message):
+    with pytest.raises(InputError, match=message):
+        target_shapes(Generator(checkpoint=str(checkpoint)), features=features)
+
+
+def test_images_without_captions_or_colours_are_refused(tiny):
+    with pytest.raises(InputError, match="image 1 needs"):
+        encode_captions(tiny, captions=[["x"], []])
+    with pytest.raises(InputError, match="float64 of shape"):
+        encode_images(tiny, images=[np.zeros((8, 8, 3))])
