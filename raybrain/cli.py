@@ -51,8 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    import warnings
+
     from raybrain.config import InputError
 
+    # A person reads these: what is wrong and what to do, not the line of code that noticed.
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"raybrain: note: {message}", file=sys.stderr
+    )
     try:
         return _run(words)
     except InputError as error:

@@ -160,7 +160,9 @@ def _fit_network(
     network = task.build(seed=experiment.seed)
     import torch
 
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
+    network.load_state_dict(
+        {name: torch.from_numpy(value.copy()) for name, value in parameters.items()}
+    )
     return task.finish(network)
 
 

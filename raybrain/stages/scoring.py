@@ -95,9 +95,9 @@ def latent_table(
         found[target] = evaluation.latent_scores(
             true=store.read_rows(features, target, image_ids=image_ids)[:, :width],
             predicted=predicted,
-            training_mean=store.read_rows(features, target, image_ids=training_ids)[
-                :, :width
-            ].mean(axis=0),
+            training_mean=store.read_rows(features, target, image_ids=training_ids)[:, :width].mean(
+                axis=0
+            ),
             resamples=experiment.evaluate.bootstrap,
             seed=experiment.seed,
         )

@@ -1,0 +1,198 @@
+"""The whole path at small sizes, killed and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from raybrain import cli, config, outputs, seal, store
+from raybrain.config import Experiment
+from tests.diffusion.generators import write_tiny_generator
+
+pytestmark = pytest.mark.ray
+
+STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def experiment_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experiment")
+    write_tiny_generator(folder / "generator")
+    tree = {
+        "name": "small",
+        "dataset": "simulated",
+        "subject": "subj01",
+        "workspace": str(folder / "workspace"),
+        "on_change": "replace",
+        "simulation": {
+            "grid": [12, 12, 10],
+            "early_voxels": 120,
+            "ventral_voxels": 80,
+            "objects": 40,
+            "trials_per_session": 40,
+            "image_size": 32,
+        },
+        "generator": {"checkpoint": str(folder / "generator")},
+        "decode": {
+            "latents": {"rois": ["early"]},
+            "prompt_embeds": {
+                "rois": ["ventral"],
+                "decoder": {"kind": "residual_mlp", "width": 16, "depth": 1},
+            },
+        },
+        "training": {"epochs": 3, "batch_size": 16},
+        "reconstruct": {"steps": 4, "samples": 2, "strength": 0.5, "guidance": 2.0},
+        "evaluate": {"bootstrap": 200},
+        "resources": {"tasks": {"max": 2}, "generate": {"max": 2}},
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def _experiment(file: Path, *assignments: str) -> Experiment:
+    return config.load(file, assignments, schema=Experiment)
+
+
+def _outputs(experiment: Experiment) -> dict[str, outputs.Output]:
+    found = [
+        outputs.simulated(experiment),
+        outputs.subject_store(experiment),
+        outputs.features(experiment),
+        *(outputs.decoder(experiment, target) for target, _ in outputs.targets(experiment)),
+        outputs.predictions(experiment),
+        outputs.reconstructions(experiment),
+        outputs.report(experiment),
+    ]
+    return {output.folder: output for output in found}
+
+
+def _sealed_at(experiment: Experiment) -> dict[str, float]:
+    return {folder: Path(folder, seal.SEAL).stat().st_mtime for folder in _outputs(experiment)}
+
+
+@pytest.fixture(scope="module")
+def finished(experiment_file) -> Experiment:
+    assert cli.main(["run", str(experiment_file)]) == 0
+    return _experiment(experiment_file)
+
+
+def test_a_run_seals_every_output_and_ends_with_table_and_gallery(finished):
+    for folder, output in _outputs(finished).items():
+        assert seal.status(folder, wanted=output.seal).state == "sealed", folder
+    report = Path(outputs.report(finished).folder)
+    table = (report / "scores.txt").read_text()
+    for row in ("mean image", "nearest training", "shuffled brain", "system", "ceiling"):
+        assert row in table
+    assert (report / "gallery.html").stat().st_size > 10_000
+
+
+def test_every_image_and_sample_is_drawn_with_its_lineage(finished):
+    folder = outputs.reconstructions(finished).folder
+    drawn = store.read_rows(folder, "system")
+    assert drawn.shape[1:] == (2, 32, 32, 3)
+    assert len(drawn) == len(store.row_ids(folder))
+    # Two samples of an image differ by their noise, and no image was left blank.
+    assert (drawn[:, 0] != drawn[:, 1]).any(axis=(1, 2, 3)).all()
+    assert drawn.std(axis=(2, 3, 4)).min() > 0
+    attributes = store.open_sealed(folder).attrs.asdict()
+    assert attributes["store"] == outputs.subject_store(finished).seal.digest
+    assert attributes["seed"] == 0
+
+
+def test_test_images_are_in_no_training_trial(finished):
+    path = outputs.subject_store(finished).folder
+    training = store.open_store(path, splits="training").trials
+    test = store.open_store(path, splits="test").trials
+    assert set(training["split"]) == {"train", "validation"}
+    assert not set(training["image_id"]) & set(test["image_id"])
+
+
+def test_a_second_run_touches_nothing_and_starts_no_cluster(finished, experiment_file, monkeypatch):
+    before = _sealed_at(finished)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    assert cli.main(["run", str(experiment_file)]) == 0
+    assert _sealed_at(finished) == before
+
+
+def test_plan_writes_nothing_and_names_what_is_next(finished, experiment_file, capsys):
+    before = _sealed_at(finished)
+    assert cli.main(["plan", str(experiment_file)]) == 0
+    assert "all is done" in capsys.readouterr().out
+    assert cli.main(["plan", str(experiment_file), "reconstruct.guidance=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "reconstruct.guidance was 2.0, now 3.0" in printed
+    assert "next         raybrain reconstruct" in printed
+    assert _sealed_at(finished) == before
+
+
+def test_a_changed_setting_is_refused_by_name_unless_it_may_replace(
+    finished, experiment_file, capsys
+):
+    words = ["reconstruct", str(experiment_file), "reconstruct.strength=0.75", "on_change=refuse"]
+    assert cli.main(words) == 2
+    assert "reconstruct.strength was 0.5, now 0.75" in capsys.readouterr().err
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(finished, experiment_file):
+    before = _sealed_at(finished)
+    change = "evaluate.bootstrap=300"
+    assert cli.main(["run", str(experiment_file), change]) == 0
+    after = _sealed_at(_experiment(experiment_file, change))
+    redone = {Path(folder).name for folder in after if after[folder] != before[folder]}
+    assert redone == {"report"}
+    assert cli.main(["run", str(experiment_file)]) == 0
+
+
+def _contents(experiment: Experiment) -> dict[str, np.ndarray]:
+    predictions = outputs.predictions(experiment).folder
+    drawn = outputs.reconstructions(experiment).folder
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+    everything = np.ones(len(opened.voxels), bool)
+    return {
+        "betas": opened.betas(voxels=everything),
+        "latents": store.read_rows(outputs.features(experiment).folder, "latents"),
+        "predicted latents": store.read_rows(predictions, "latents"),
+        "predicted embeddings": store.read_rows(predictions, "prompt_embeds"),
+        "system": store.read_rows(drawn, "system"),
+        "ceiling": store.read_rows(drawn, "ceiling"),
+    }
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=[] if stage == "reconstruct" else [pytest.mark.slow])
+        for stage in STAGES
+    ],
+)
+def test_a_run_killed_in_a_stage_completes_with_the_same_bytes(
+    finished, experiment_file, stage, tmp_path
+):
+    place = f"workspace={tmp_path}/workspace"
+    killed = _experiment(experiment_file, place)
+    folder = next(o.folder for o in _outputs(killed).values() if o.stage == stage)
+    command = [sys.executable, "-m", "raybrain.cli", "run", str(experiment_file), place]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while not Path(folder, seal.BEGUN).exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if stage == "reconstruct":
+        while not list(Path(folder).glob("system/c/*")):
+            time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wanted = _outputs(killed)[folder].seal
+    assert seal.status(folder, wanted=wanted).state == "unfinished"
+    assert cli.main(["run", str(experiment_file), place]) == 0
+    undisturbed = _contents(finished)
+    for name, values in _contents(_experiment(experiment_file, place)).items():
+        np.testing.assert_array_equal(values, undisturbed[name], err_msg=name)
