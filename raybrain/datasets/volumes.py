@@ -93,7 +93,7 @@ def read_series(
         count = header.shape[3] if len(header.shape) > 3 else 1
         stored = np.ravel_multi_index(np.unravel_index(voxels, grid), grid, order="F")
         buffer = np.empty(int(np.prod(grid)), dtype=header.dtype)
-        chosen = np.empty((count, len(voxels)), dtype=header.dtype.newbyteorder("="))
+        chosen = np.empty((count, len(stored)), dtype=header.dtype.newbyteorder("="))
         for row in chosen:
             stream.fill(buffer.data.cast("B"))
             row[:] = buffer[stored]
