@@ -41,6 +41,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         worker_arguments={"experiment": experiment, "stimuli": stimuli, "folder": output.folder},
         workers=experiment.resources.generate,
         description="features",
+        size=lambda block: block.stop - block.start,
+        unit="stimuli",
     )
     for _ in encoded:
         pass

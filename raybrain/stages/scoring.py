@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TABLE = "scores.txt"
 GALLERY = "gallery.html"
 GRID = "grid.png"
+GRID_IMAGES = 20
 ROW_NAMES = {
     drawing.CATEGORY: CATEGORY_ORACLE,
     drawing.SYSTEM: SYSTEM,
@@ -66,19 +67,20 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     (folder / "decoders.json").write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
-    captions = opened.images.loc[image_ids, "captions"].tolist()
+    captions = [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
     report.write_gallery(
         folder / GALLERY,
+        title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
+        table=table,
         seen=seen,
         rows=rows,
-        table=table,
-        captions=[texts[0] if texts else "" for texts in captions],
+        captions=captions,
         groups=opened.images.loc[image_ids, "group"].tolist(),
-        title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
+        latents={name: scores.summary() for name, scores in latents.items()},
         provenance=_provenance(experiment),
     )
-    report.image_grid(folder / GRID, seen=seen, rows=rows, table=table)
-    _log(run, table=table, latents=latents, folder=folder)
+    _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
+    _log(experiment, run, table=table, latents=latents, folder=folder)
     return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
 
 
@@ -156,7 +158,14 @@ def _latent_text(latents: dict[str, LatentScores]) -> str:
     return "\n".join(lines)
 
 
-def _log(run: Run, *, table: Table, latents: dict[str, LatentScores], folder: Path) -> None:
+def _log(
+    experiment: Experiment,
+    run: Run,
+    *,
+    table: Table,
+    latents: dict[str, LatentScores],
+    folder: Path,
+) -> None:
     metrics = {}
     for score in table.scores:
         key = f"{score.row.replace(' ', '_')}.{score.metric}"
@@ -165,26 +174,59 @@ def _log(run: Run, *, table: Table, latents: dict[str, LatentScores], folder: Pa
     for target, scores in latents.items():
         metrics |= {f"{target}.{name}": value for name, value in scores.summary().items()}
     run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
-    for file in sorted(folder.iterdir()):
-        if file.name not in ("begun.json", "seal.json"):
-            run.log_artifact(file)
+    # Artifacts leave this machine; stimuli may do so only under a licence or to a private server.
+    licence = outputs.dataset_entry(experiment).licence
+    shown = licence.redistributable or experiment.tracking.private
+    pictures = [GALLERY, GRID] if shown else []
+    for name in (TABLE, "scores.csv", "scores.tex", "decoders.json", *pictures):
+        run.log_artifact(folder / name)
+    if not shown:
+        run.set_tags({"pictures_withheld": f"{licence.name}; tracking.private=true logs them"})
 
 
-def _provenance(experiment: Experiment) -> dict[str, str]:
-    """Return what the gallery says of its making."""
+def _write_grid(
+    path: Path,
+    *,
+    seen: np.ndarray,
+    rows: dict[str, np.ndarray],
+    table: Table,
+    captions: list[str],
+) -> None:
+    """Draw images from best to worst at equal steps of their rank, chosen by no one."""
+    ranked = np.argsort(report.ranking(table, row=SYSTEM))
+    chosen = ranked[np.linspace(0, len(ranked) - 1, min(GRID_IMAGES, len(ranked))).astype(int)]
+    columns = {"seen": seen[chosen]}
+    for sample in range(min(2, rows[SYSTEM].shape[1])):
+        columns[f"sample {sample + 1}"] = rows[SYSTEM][chosen, sample]
+    for name in (NEAREST_TRAINING, CEILING):
+        if name in rows:
+            columns[name] = rows[name][chosen, 0]
+    names = [captions[k] for k in chosen]
+    report.image_grid(columns, per_line=GRID_IMAGES // 2, captions=names, path=path)
+
+
+def _provenance(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Return what the gallery says of its making, by heading."""
     entry = outputs.dataset_entry(experiment)
+    decoders = {
+        target: f"{decode.decoder.kind} from {', '.join(decode.rois)}; "
+        f"seal {outputs.decoder(experiment, target).seal.digest}"
+        for target, decode in outputs.targets(experiment)
+    }
+    settings = experiment.reconstruct.model_dump(mode="json")
     return {
-        "experiment": experiment.name,
-        "dataset": f"{entry.title} ({entry.cite}; {entry.licence.name})",
-        "subject": experiment.subject,
-        "store": outputs.subject_store(experiment).seal.digest,
-        **{
-            f"decoder of {target}": f"{decode.decoder.kind}, {', '.join(decode.rois)}, "
-            f"{outputs.decoder(experiment, target).seal.digest}"
-            for target, decode in outputs.targets(experiment)
+        "dataset": {
+            "title": entry.title,
+            "subject": experiment.subject,
+            "licence": f"{entry.licence.name}, {entry.licence.url}",
+            "cite": entry.cite,
+            "store": outputs.subject_store(experiment).seal.digest,
         },
-        "generator": f"{experiment.generator.checkpoint}, "
-        f"{outputs.features(experiment).seal.inputs['the generator']}",
-        "reconstruct": json.dumps(experiment.reconstruct.model_dump(mode="json")),
-        "seed": str(experiment.seed),
+        "decoders": decoders,
+        "generator": {
+            "checkpoint": experiment.generator.checkpoint,
+            "digest": outputs.features(experiment).seal.inputs["the generator"],
+            "seed": str(experiment.seed),
+            **{name: str(value) for name, value in settings.items()},
+        },
     }
