@@ -122,12 +122,24 @@ def _local_ray() -> Iterator[None]:
             except Exception as error:
                 # Ray gives its node 30 s, which a machine busy with other work can exceed.
                 ray.shutdown()
+                _end_leftovers(folder)
                 if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
                     raise
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _end_leftovers(folder: Path) -> None:
+    """End the processes of a Ray that did not finish starting; it forgets about them."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in argument for argument in process.cmdline()):
+                process.kill()
+                process.wait()
 
 
 def _local_environment() -> dict[str, str]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
@@ -25,14 +22,12 @@ class Shared(Generic[Value]):
 
 
 def share(value: Value) -> Shared[Value]:
-    """Put ``value`` into the object store once, to be handed to any number of workers."""
+    """Put ``value`` into the object store once, to be handed to any number of workers.
+
+    The handle is valid while the connection is open.
+    """
     import ray
 
+    if not ray.is_initialized():
+        raise RuntimeError("sharing needs a connection; call this inside 'with cluster.connect()'")
     return Shared(ray.put(value))
-
-
-def device() -> torch.device:
-    """Return the device that Ray Train gave to this worker."""
-    import ray.train.torch
-
-    return ray.train.torch.get_device()

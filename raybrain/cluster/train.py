@@ -95,60 +95,6 @@ def train(
             return _fit(trainer)
 
 
-def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = None) -> None:
-    """Hand the metrics of one epoch to the driver, and a checkpoint to storage.
-
-    Every worker calls it once per epoch and all of them wait here for each other.
-
-    Parameters
-    ----------
-    metrics : mapping
-        JSON values; ``metrics["epoch"]`` counts the epochs and names the checkpoint.
-    save : callable, optional
-        Called on rank 0 with an empty folder to write the checkpoint into.
-    """
-    import ray.train
-
-    folder_name = f"epoch_{int(metrics['epoch']):05d}"
-    if save is None or rank() > 0:
-        ray.train.report(dict(metrics), checkpoint_dir_name=folder_name)
-        return
-    with tempfile.TemporaryDirectory(prefix="rb") as folder:
-        save(Path(folder))
-        ray.train.report(
-            dict(metrics),
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=folder_name,
-        )
-
-
-@contextlib.contextmanager
-def latest_checkpoint() -> Iterator[Path | None]:
-    """Yield the folder of the last checkpoint of this run, or None when it starts afresh."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
-
-
-def rank() -> int:
-    """Return this worker's place in its group, from 0."""
-    import ray.train
-
-    return ray.train.get_context().get_world_rank()
-
-
-def world_size() -> int:
-    """Return how many workers the group has."""
-    import ray.train
-
-    return ray.train.get_context().get_world_size()
-
-
 def _fit(trainer: Any) -> Any:
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
