@@ -89,6 +89,8 @@ class Protocol:
     """Pixels along one side for PixCorr and SSIM."""
     networks: tuple[Network, ...]
     metrics: tuple[Metric, ...]
+    ranking: tuple[str, ...]
+    """Metrics by which images are ranked, the first before the next, which breaks its ties."""
     about: str
 
     @property
@@ -167,6 +169,7 @@ LITE0_V1 = Protocol(
             layer="lite0.pooled",
         ),
     ),
+    ranking=("two_way", "distance"),
     about="EfficientNet-Lite0 features; needs no download; comparable with itself only",
 )  # fmt: skip
 

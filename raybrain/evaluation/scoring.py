@@ -240,6 +240,7 @@ def score_rows(
         bootstrap=bootstrap_resamples,
         permutations=permutations,
         seed=seed,
+        about={row: ABOUT[row] for row in ordered if row in ABOUT},
     )
 
 

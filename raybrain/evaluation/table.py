@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,8 @@ class Table:
     bootstrap: int
     permutations: int
     seed: int
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Row to what it is."""
 
     def score(self, *, row: str, metric: str) -> Score:
         """Return one cell."""
@@ -88,18 +90,31 @@ class Table:
 
     def difference(self, *, metric: str, better: str, than: str) -> Difference:
         """Return the paired difference of two rows with its 95 % bootstrap interval over images."""
-        sign = 1.0 if self.protocol.metric(metric).higher_is_better else -1.0
-        gain = sign * (
-            self.per_image(row=better, metric=metric) - self.per_image(row=than, metric=metric)
-        )
-        interval = bootstrap(gain, resamples=self.bootstrap, seed=self.seed)
-        return Difference(
-            metric=metric,
-            better=better,
-            than=than,
-            value=float(gain.mean()),
-            low=float(interval.low),
-            high=float(interval.high),
+        found = self.differences(better=better, than=[than])
+        return next(d for d in found if d.metric == metric)
+
+    def differences(self, *, better: str, than: Sequence[str]) -> tuple[Difference, ...]:
+        """Return the paired differences of one row from others, on every metric."""
+        pairs = [(row, metric) for row in than for metric in self.protocol.metrics]
+        if not pairs:
+            return ()
+        gains = []
+        for row, metric in pairs:
+            gain = self.per_image(row=better, metric=metric.name) - self.per_image(
+                row=row, metric=metric.name
+            )
+            gains.append(gain if metric.higher_is_better else -gain)
+        interval = bootstrap(np.stack(gains, axis=1), resamples=self.bootstrap, seed=self.seed)
+        return tuple(
+            Difference(
+                metric=metric.name,
+                better=better,
+                than=row,
+                value=float(gains[k].mean()),
+                low=float(interval.low[k]),
+                high=float(interval.high[k]),
+            )
+            for k, (row, metric) in enumerate(pairs)
         )
 
     def to_frame(self) -> pandas.DataFrame:
