@@ -9,7 +9,7 @@ import numpy as np
 
 from raybrain.config import InputError
 
-NCSNR_SPREAD = 0.5
+NCSNR_SPREAD = 0.46
 """Standard deviation of log ncsnr: with the median at .36, two thousand voxels reach 2 (NSD)."""
 PERCENT_MEDIAN, PERCENT_SPREAD = 1.8, 0.3
 """Total standard deviation of betas in percent signal change: median, and spread of its log."""
