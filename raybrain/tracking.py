@@ -20,9 +20,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raybrain.config import Experiment, InputError, Tracking
+from raybrain.config import InputError, Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,6 +116,22 @@ class Run:
         self.client.set_terminated(self.run_id, status)
 
 
+class Named(Protocol):
+    """What an experiment is found by, such as `raybrain.config.Experiment`."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def dataset(self) -> str:
+        """Name or entry file of the dataset."""
+
+    @property
+    def subject(self) -> str:
+        """Whose data it is about."""
+
+
 @dataclass(frozen=True)
 class Tracker:
     """Where the runs of a workspace are recorded."""
@@ -125,7 +141,7 @@ class Tracker:
     artifacts: str | None
     """Where artifacts go; None where a tracking server decides."""
 
-    def experiment_run(self, experiment: Experiment) -> Run:
+    def experiment_run(self, experiment: Named) -> Run:
         """Return the parent of all stages of ``experiment``, the same one as last time."""
         mlflow_experiment = self._mlflow_experiment(Path(experiment.dataset).stem)
         tags = {NAME: experiment.name, SUBJECT: experiment.subject}

@@ -1,0 +1,1 @@
+"""Training of the pocket generator: a Stable Diffusion small enough to ship with the package."""

@@ -1,0 +1,191 @@
+"""Autoencoder, text encoder, denoiser: trained one after the other, each on what came before."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybrain.pretraining.autoencoder import (
+    ReconstructionLoss,
+    encode,
+    fit_autoencoder,
+    standardise_latents,
+)
+from raybrain.pretraining.denoiser import VelocityLoss, fit_denoiser
+from raybrain.pretraining.optimise import Progress, use_average
+from raybrain.pretraining.parts import Parts, new_parts
+from raybrain.pretraining.perception import Eye
+from raybrain.pretraining.pictures import Pictures, open_pictures, to_unit, vary
+from raybrain.pretraining.settings import Pretraining
+from raybrain.pretraining.text import ContrastiveLoss, embed_captions, fit_text_encoder, tokenize
+
+PHASES = ("autoencoder", "text", "denoiser")
+FEATURE_COPIES = 2
+"""Varied copies of each picture whose features captions are matched with."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far pretraining is."""
+
+    phase: str
+    step: int
+    """Within the phase."""
+    epoch: int
+    """Steps of all phases together so far."""
+    metrics: dict[str, float]
+    state: Callable[[], dict[str, Any]]
+    """Everything needed to continue from here, or to export what is there."""
+
+
+def pretrain(
+    settings: Pretraining,
+    *,
+    state: dict[str, Any] | None = None,
+    **how: Any,
+) -> Iterator[Report]:
+    """Train all parts of a pocket generator and yield reports.
+
+    Parameters
+    ----------
+    state
+        Of an earlier ``Report.state()``: training continues from there.
+    how
+        ``parallel``, ``device``, ``rank`` and ``world``, as for `optimise.optimise`.
+    """
+    pictures = open_pictures(
+        size=settings.images.size, folder=settings.images.folder, captions=settings.images.captions
+    )
+    parts = new_parts(settings, captions=_all_captions(pictures))
+    state = state or {"phase": PHASES[0], "optimiser": None, "parts": {}}
+    parts.load_state(state["parts"])
+    offset = 0
+    for index, phase in enumerate(PHASES):
+        steps = getattr(settings, phase).optimisation.steps
+        if index >= PHASES.index(state["phase"]):
+            resumed = state["optimiser"] if phase == state["phase"] else None
+            begin = (_begin_autoencoder, _begin_text, _begin_denoiser)[index]
+            objective, fit = begin(parts, pictures, settings)
+            last = resumed
+            for progress in fit(state=resumed, **how):
+                yield _report(progress, phase=phase, offset=offset, parts=parts)
+                if progress.step == progress.steps:
+                    last = progress.state()
+            objective.to("cpu")
+            use_average(objective, last)
+            if phase == "autoencoder":
+                parts.vae.eval()
+                standardise_latents(parts.vae, pictures)
+        offset += steps
+
+
+def finished_parts(settings: Pretraining, state: dict[str, Any]) -> Parts:
+    """Return the parts of a state with the averaged weights of the phase it was saved in."""
+    pictures = open_pictures(
+        size=settings.images.size, folder=settings.images.folder, captions=settings.images.captions
+    )
+    parts = new_parts(settings, captions=_all_captions(pictures))
+    parts.load_state(state["parts"])
+    holder = nn.Module()
+    attribute = {"autoencoder": "vae", "text": "encoder", "denoiser": "unet"}[state["phase"]]
+    part = {"autoencoder": parts.vae, "text": parts.text_encoder, "denoiser": parts.unet}
+    setattr(holder, attribute, part[state["phase"]])
+    use_average(holder, state["optimiser"])
+    return parts
+
+
+def _report(progress: Progress, *, phase: str, offset: int, parts: Parts) -> Report:
+    return Report(
+        phase=phase,
+        step=progress.step,
+        epoch=offset + progress.step,
+        metrics=progress.metrics,
+        state=lambda: {
+            "phase": phase,
+            "optimiser": progress.state(),
+            "parts": parts.state(),
+        },
+    )
+
+
+def _begin_autoencoder(
+    parts: Parts, pictures: Pictures, settings: Pretraining
+) -> tuple[nn.Module, Callable[..., Iterator[Progress]]]:
+    objective = ReconstructionLoss(parts.vae, settings=settings.autoencoder)
+    return objective, lambda **how: fit_autoencoder(objective, pictures, seed=settings.seed, **how)
+
+
+def _begin_text(
+    parts: Parts, pictures: Pictures, settings: Pretraining
+) -> tuple[nn.Module, Callable[..., Iterator[Progress]]]:
+    eye = Eye()
+    torch.manual_seed(settings.seed + 1)
+    features = torch.stack(
+        [
+            torch.cat(
+                [
+                    eye.embed(
+                        vary(to_unit(chunk), flip=0.5, shift=0.04, zoom=0.08, hue=0.0), size=96
+                    )
+                    for chunk in pictures.pixels.split(64)
+                ]
+            )
+            for _ in range(FEATURE_COPIES)
+        ]
+    )
+    torch.manual_seed(settings.seed + 2)
+    objective = ContrastiveLoss(parts.text_encoder, features=features.shape[-1])
+    ids = [tokenize(captions, tokenizer=parts.tokenizer) for captions in pictures.captions]
+    return objective, lambda **how: fit_text_encoder(
+        objective,
+        ids=ids,
+        features=features,
+        weight=pictures.weight,
+        settings=settings.text,
+        seed=settings.seed + 1,
+        **how,
+    )
+
+
+def _begin_denoiser(
+    parts: Parts, pictures: Pictures, settings: Pretraining
+) -> tuple[nn.Module, Callable[..., Iterator[Progress]]]:
+    parts.unet.to(memory_format=torch.channels_last)
+    objective = VelocityLoss(parts.unet, settings=settings.denoiser)
+    counts = torch.tensor([len(captions) for captions in pictures.captions])
+    last = counts.cumsum(0)
+    embedded = embed_captions(
+        ["", *_all_captions(pictures)], tokenizer=parts.tokenizer, encoder=parts.text_encoder
+    )
+    latents = _varied_latents(parts, pictures, settings)
+    return objective, lambda **how: fit_denoiser(
+        objective,
+        latents=latents,
+        captions=embedded[1:],
+        owner=torch.stack([last - counts, last], dim=1),
+        empty=embedded[0],
+        weight=pictures.weight,
+        seed=settings.seed + 2,
+        **how,
+    )
+
+
+def _varied_latents(parts: Parts, pictures: Pictures, settings: Pretraining) -> Tensor:
+    """Return latents (copy, picture, c, h, w): the picture, its mirror image, then variations."""
+    torch.manual_seed(settings.seed + 3)
+    parts.vae.eval()
+    pixels = to_unit(pictures.pixels)
+    copies = []
+    for copy in range(settings.denoiser.copies):
+        if copy < 2:
+            varied = pixels.flip(-1) if copy == 1 else pixels
+        else:
+            varied = vary(pixels, flip=0.5, shift=0.03, zoom=0.06, hue=0.15)
+        copies.append(encode(parts.vae, varied))
+    return torch.stack(copies)
+
+
+def _all_captions(pictures: Pictures) -> list[str]:
+    return [caption for captions in pictures.captions for caption in captions]

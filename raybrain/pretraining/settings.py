@@ -1,0 +1,113 @@
+"""Settings of pretraining: one frozen tree, one file, the same addresses as everywhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raybrain.config import Fraction, Location, Positive, Section
+
+Rate = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Images(Section):
+    """What to train on."""
+
+    folder: Location | None = None
+    """A folder of images; OpenMoji without the held-out families when not given."""
+    captions: Location | None = None
+    """A csv with columns file and caption; the file names caption when not given."""
+    size: Positive = 64
+    """Pixels along one side."""
+
+
+class Optimisation(Section):
+    """One run of the optimiser."""
+
+    steps: Positive
+    batch_size: Positive
+    """Samples per step over all workers together."""
+    lr: Rate
+    warmup: Positive = 100
+    weight_decay: Weight = 0.0
+    ema: Fraction = 0.999
+    """Largest decay of the moving average of the weights."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    report_every: Positive = 50
+    """Steps between reports; a checkpoint is written with each."""
+
+
+class Autoencoder(Section):
+    """The variational autoencoder (diffusers AutoencoderKL)."""
+
+    channels: tuple[Positive, ...] = (32, 64, 96)
+    """Of each resolution; every one but the last halves the picture."""
+    latent_channels: Positive = 4
+    perceptual: Weight = 0.2
+    """Weight of the EfficientNet-Lite1 distance beside the absolute error."""
+    kl: Weight = 5e-4
+    """Weight of the divergence from a standard normal, in nats per latent value."""
+    optimisation: Optimisation = Optimisation(
+        steps=2000, batch_size=32, lr=1e-3, precision="bfloat16", ema=0.995
+    )
+
+
+class Text(Section):
+    """The text encoder (transformers CLIPTextModel) and its tokenizer."""
+
+    vocabulary: Annotated[int, Field(ge=514)] = 2048
+    """Byte-level BPE pieces, the 512 bytes and two markers included."""
+    tokens: Annotated[int, Field(ge=3)] = 16
+    width: Positive = 128
+    layers: Positive = 3
+    heads: Positive = 4
+    optimisation: Optimisation = Optimisation(
+        steps=3000, batch_size=256, lr=1e-3, weight_decay=0.05, ema=0.995
+    )
+
+
+class Denoiser(Section):
+    """The U-Net (diffusers UNet2DConditionModel) and its noise schedule."""
+
+    channels: tuple[Positive, ...] = (64, 128, 192)
+    layers: Positive = 1
+    """Residual blocks per resolution."""
+    heads_of: Positive = 32
+    """Channels per attention head."""
+    noise_steps: Positive = 1000
+    log_snr_shift: float = 0.9
+    """Added to the log signal-to-noise ratio of the cosine schedule; small latents need more."""
+    drop_caption: Fraction = 0.12
+    """Share of samples trained without caption, for classifier-free guidance."""
+    min_snr: Rate = 5.0
+    """Largest signal-to-noise ratio that counts in the loss weight."""
+    least_weight: Fraction = 0.3
+    """Of any noise step in the loss, however little signal is left."""
+    caption_noise: Weight = 0.1
+    """Standard deviation of noise on caption embeddings: decoded ones are never exact."""
+    copies: Positive = 6
+    """Varied copies of every picture that are encoded once."""
+    optimisation: Optimisation = Optimisation(
+        steps=5000, batch_size=48, lr=8e-4, ema=0.999, precision="bfloat16"
+    )
+
+
+class Pretraining(Section):
+    """Everything that determines a pocket generator."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    workspace: Location = "workspace"
+    seed: int = 0
+    images: Images = Images()
+    autoencoder: Autoencoder = Autoencoder()
+    text: Text = Text()
+    denoiser: Denoiser = Denoiser()
+    workers: Positive = 1
+    cpus: Annotated[float, Field(gt=0.0)] = 2.0
+    """Per worker."""
+    gpus: Weight = 0.0
+    """Per worker."""
+    export: Location | None = None
+    """Folder of the finished generator; ``<workspace>/generators/<name>`` when not given."""
+    tracking: Location | None = None
+    """MLflow server or database; a sqlite file in the workspace when not given."""
