@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -142,19 +142,75 @@ class Ridge(Section):
     """Scale each predicted dimension to the training targets' standard deviation."""
 
 
-class ResidualMLP(Section):
+class Network(Section):
+    """What all decoders that are fitted by gradient descent have in common."""
+
+    rescale: bool = True
+    """Scale each predicted dimension to the training targets' standard deviation."""
+    cosine: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of 1 - cosine similarity beside the mean squared error."""
+    contrastive: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the soft-CLIP loss beside the mean squared error."""
+
+
+class ResidualMLP(Network):
     """Linear in, residual blocks of LayerNorm, GELU and dropout, linear out."""
 
     kind: Literal["residual_mlp"] = "residual_mlp"
     width: Positive = 512
     depth: Positive = 2
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    contrastive: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the soft-CLIP loss beside the mean squared error."""
-    rescale: bool = True
 
 
-Decoder = Annotated[Ridge | ResidualMLP, Field(discriminator="kind")]
+VoxelOrder = Literal["stored", "hilbert", "permuted"]
+"""How voxels follow each other where a decoder convolves over them; permuted is the control."""
+
+
+class CnnText(Network):
+    """The text decoder of Hou & Najafi Khoshnoo 2023; there lr 1e-4, batch_size 16, patience 5."""
+
+    kind: Literal["cnn_text"] = "cnn_text"
+    order: VoxelOrder = "stored"
+
+
+class CnnImage(Network):
+    """The image decoder of Hou & Najafi Khoshnoo 2023; there lr 5e-4, batch_size 256."""
+
+    kind: Literal["cnn_image"] = "cnn_image"
+    order: VoxelOrder = "stored"
+
+
+class Vae(Network):
+    """The variational decoder of Hou & Najafi Khoshnoo 2023; there lr 5e-4, batch_size 256."""
+
+    kind: Literal["vae"] = "vae"
+    share_middle: bool = True
+    """Whether the second and third layer of its decoder are one; in the notebooks they are two."""
+
+
+class Gcn(Network):
+    """The graph decoder of Hou & Najafi Khoshnoo 2023; there lr 1e-3, batch_size 64."""
+
+    kind: Literal["gcn"] = "gcn"
+    nodes: tuple[tuple[str, ...], ...] = (("V1",), ("V2",), ("V3", "hV4"))
+    """ROIs of each node of the graph."""
+    threshold: Fraction = 0.5
+    """Nodes are joined where their mean signals correlate more than this, in absolute value."""
+
+
+class RoiGraph(Network):
+    """A linear layer per ROI, graph convolutions over functional connectivity, a read-out."""
+
+    kind: Literal["roi_graph"] = "roi_graph"
+    width: Positive = 256
+    depth: Positive = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    read_out: Literal["attention", "sum"] = "attention"
+    """How the units of all ROIs become one vector."""
+
+
+NetworkDecoder = ResidualMLP | CnnText | CnnImage | Vae | Gcn | RoiGraph
+Decoder = Annotated[Ridge | NetworkDecoder, Field(discriminator="kind")]
 
 
 class Decode(Section):
@@ -384,7 +440,8 @@ def _number(value: Any) -> Any:
 
 def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -> str:
     fault = error.errors()[0]
-    tags = {"ridge", "residual_mlp"}  # pydantic puts the discriminator's value into the address
+    # pydantic puts the discriminator's value into the address
+    tags = {section.model_fields["kind"].default for section in (Ridge, *get_args(NetworkDecoder))}
     location = [str(part) for part in fault["loc"] if str(part) not in tags]
     address = ".".join(location)
     if fault["type"] == "extra_forbidden":

@@ -195,6 +195,7 @@ def fit(
     validation: Feed,
     settings: Training,
     seed: int,
+    cosine: float = 0.0,
     contrastive: float = 0.0,
     state: State | None = None,
     rank: int = 0,
@@ -215,8 +216,8 @@ def fit(
         ``batch_size`` is the global batch; data smaller than it is one batch.
     seed : int
         Order, dropout and sampling. The weights come with the model.
-    contrastive : float
-        Weight of the soft contrastive loss beside the squared error.
+    cosine, contrastive : float
+        Weights of 1 - cosine similarity and of the soft contrastive loss beside the squared error.
     state : dict, optional
         From `Epoch.state`: go on after that epoch, with any number of workers.
     rank, world_size : int
@@ -235,6 +236,7 @@ def fit(
         raise ValueError(f"rank should be 0 to {world_size - 1}, found {rank}")
     workers = _Workers(rank=rank, size=world_size, sum=all_reduce or _distributed_sum)
     bare: nn.Module = getattr(model, "module", model)
+    _check_batches(bare, rows=train.rows, settings=settings, workers=world_size)
     device = next(bare.parameters()).device
     optimiser = _optimiser(bare, settings)
     progress = _Progress()
@@ -279,6 +281,7 @@ def fit(
                 noise=noise,
                 average=average,
                 seed=seed,
+                cosine=cosine,
                 contrastive=contrastive,
                 workers=workers,
                 device=device,
@@ -309,6 +312,18 @@ def fit(
                 module.noise = None
 
 
+def _check_batches(model: nn.Module, *, rows: int, settings: Training, workers: int) -> None:
+    batches = max(1, math.ceil(rows / settings.batch_size))
+    fewest = rows // batches // workers
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if norms and fewest < 2:
+        raise InputError(
+            f"this decoder normalises over the batch, which needs 2 or more rows per worker; "
+            f"{rows} rows in batches of {settings.batch_size} over {workers} workers leave "
+            f"{fewest}: raise training.batch_size or lower resources.train.max"
+        )
+
+
 @dataclass(frozen=True)
 class _Workers:
     rank: int
@@ -336,7 +351,7 @@ def _optimiser(model: nn.Module, settings: Training) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=True)
 
 
 def _one_epoch(
@@ -350,6 +365,7 @@ def _one_epoch(
     noise: RowNoise,
     average: dict[str, Tensor],
     seed: int,
+    cosine: float,
     contrastive: float,
     workers: _Workers,
     device: torch.device,
@@ -372,7 +388,7 @@ def _one_epoch(
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, settings.precision == "bfloat16"):
             output = model(batch.inputs)
-        loss = _loss(output, batch, rows=len(rows))
+        loss = _loss(output, batch, rows=len(rows), cosine=cosine)
         own = loss.detach()
         if contrastive:
             predictions = output[0] if isinstance(output, tuple) else output
@@ -426,10 +442,17 @@ def _rate(settings: Training, progress: _Progress, *, step: int, steps: int) -> 
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
 
 
-def _loss(output: Tensor | tuple[Tensor, Tensor], batch: Batch, *, rows: int) -> Tensor:
+def _loss(
+    output: Tensor | tuple[Tensor, Tensor], batch: Batch, *, rows: int, cosine: float
+) -> Tensor:
     """Return this worker's part of the mean over the rows of the global batch."""
     predictions, further = output if isinstance(output, tuple) else (output, None)
-    per_row = ((predictions.float() - batch.targets) ** 2).mean(dim=1)
+    predictions = predictions.float()
+    per_row = ((predictions - batch.targets) ** 2).mean(dim=1)
+    if cosine:
+        per_row = per_row + cosine * (
+            1.0 - functional.cosine_similarity(predictions, batch.targets, dim=1)
+        )
     if further is not None:
         per_row = per_row + further.float()
     return (per_row * batch.weight).sum() / rows

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import assert_never
 
 import torch
 from torch import nn
 
 from raybrain import config
+from raybrain.decoders.published import CnnImage, CnnText, Gcn, Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
-
-Network = config.ResidualMLP
-"""Sections of decoders that are fitted by gradient descent."""
+from raybrain.decoders.wiring import Wiring
 
 
-def build_network(section: Network, *, voxels: int, outputs: int, seed: int) -> nn.Module:
+def build_network(
+    section: config.NetworkDecoder, *, voxels: int, outputs: int, wiring: Wiring, seed: int
+) -> nn.Module:
     """Return an untrained network whose weights depend on ``seed`` alone.
 
     Parameters
@@ -23,21 +24,47 @@ def build_network(section: Network, *, voxels: int, outputs: int, seed: int) -> 
         ``decode.<target>.decoder`` of the experiment.
     voxels, outputs : int
         Length of a row of betas and of a row of targets.
+    wiring : mapping of str to ndarray
+        From `raybrain.decoders.wiring.wire`.
     seed : int
         The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _network(section, voxels=voxels, outputs=outputs)
+        return _network(section, voxels=voxels, outputs=outputs, wiring=wiring)
 
 
-def _network(section: Any, *, voxels: int, outputs: int) -> nn.Module:
-    if isinstance(section, config.ResidualMLP):
-        return ResidualMLP(
-            voxels=voxels,
-            outputs=outputs,
-            width=section.width,
-            depth=section.depth,
-            dropout=section.dropout,
-        )
-    raise ValueError(f"'{section.kind}' is not fitted by gradient descent; use train_ridge")
+def _network(
+    section: config.NetworkDecoder, *, voxels: int, outputs: int, wiring: Wiring
+) -> nn.Module:
+    match section:
+        case config.ResidualMLP():
+            return ResidualMLP(
+                voxels=voxels,
+                outputs=outputs,
+                width=section.width,
+                depth=section.depth,
+                dropout=section.dropout,
+            )
+        case config.CnnText():
+            return CnnText(order=wiring["order"], outputs=outputs)
+        case config.CnnImage():
+            return CnnImage(order=wiring["order"], outputs=outputs)
+        case config.Vae():
+            return Vae(voxels=voxels, outputs=outputs, share_middle=section.share_middle)
+        case config.Gcn():
+            return Gcn(nodes=wiring["nodes"], propagation=wiring["propagation"], outputs=outputs)
+        case config.RoiGraph():
+            from raybrain.decoders.roi_graph import RoiGraph  # 6 s of torch_geometric
+
+            return RoiGraph(
+                nodes=wiring["nodes"],
+                adjacency=wiring["adjacency"],
+                outputs=outputs,
+                width=section.width,
+                depth=section.depth,
+                dropout=section.dropout,
+                read_out=section.read_out,
+            )
+        case _:
+            assert_never(section)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,10 @@ class Examples:
     scaler : SessionScaler
         Of the selected voxels.
     repeats : {'average', 'trial'}
+    rois : mapping of str to ndarray of bool, shape (selected voxel,)
+        The target's ROIs, as far as they were given.
+    xyz : ndarray of int, shape (selected voxel, 3), or None
+        Coordinates, if they were given.
     """
 
     betas: Floats
@@ -46,6 +51,8 @@ class Examples:
     voxels: NDArray[np.bool_]
     scaler: SessionScaler
     repeats: Repeats
+    rois: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    xyz: NDArray[np.integer] | None = None
 
     def like(self, betas: NDArray, *, session: Integers, image_id: Integers) -> Averaged:
         """Return other trials, such as those of a validation split, treated as these were."""
@@ -61,6 +68,8 @@ def prepare(
     min_noise_ceiling: float = 0.0,
     ceiling: NDArray | None = None,
     repeats: Repeats = "average",
+    rois: Mapping[str, NDArray[np.bool_]] | None = None,
+    xyz: NDArray[np.integer] | None = None,
 ) -> Examples:
     """Return z-scored responses of the selected voxels to each image, with the statistics used.
 
@@ -79,6 +88,10 @@ def prepare(
         The dataset's noise ceiling. When not given it is estimated from the repeats among the
         given trials; a published ceiling may have used test trials.
     repeats : {'average', 'trial'}
+    rois : mapping of str to ndarray of bool, shape (voxel,), optional
+        The target's ROIs among the given voxels; ``gcn`` and ``roi_graph`` need them.
+    xyz : ndarray of int, shape (voxel, 3), optional
+        Coordinates; a Hilbert order of voxels needs them.
 
     Raises
     ------
@@ -119,6 +132,8 @@ def prepare(
         voxels=keep,
         scaler=scaler.select(keep),
         repeats=repeats,
+        rois={name: mask[keep] for name, mask in (rois or {}).items()},
+        xyz=None if xyz is None else xyz[keep],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from raybrain.decoders.normalisation import (
     fit_target_scaler,
 )
 from raybrain.decoders.trained import TrainedDecoder, predict_rows
+from raybrain.decoders.wiring import Wiring, wire
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,11 +39,11 @@ class Task:
         Standardised: predicting the training mean has a loss of 1.
     count : ndarray of int64, shape (row,)
         Repeats averaged in each training row, its weight in the loss.
-    voxels, scaler, target_scaler
+    voxels, scaler, target_scaler, wiring
         What the finished decoder carries along.
     """
 
-    section: config.ResidualMLP
+    section: config.NetworkDecoder
     betas: Floats
     targets: Floats
     count: NDArray[np.int64]
@@ -51,6 +52,7 @@ class Task:
     voxels: NDArray[np.bool_]
     scaler: SessionScaler
     target_scaler: TargetScaler
+    wiring: Wiring = field(default_factory=dict)
 
     def build(self, *, seed: int) -> nn.Module:
         """Return the untrained network."""
@@ -60,6 +62,7 @@ class Task:
             self.section,
             voxels=self.betas.shape[1],
             outputs=self.targets.shape[1],
+            wiring=self.wiring,
             seed=seed,
         )
 
@@ -87,6 +90,7 @@ class Task:
                 name: tensor.detach().cpu().numpy().copy()
                 for name, tensor in network.state_dict().items()
             },
+            wiring=self.wiring,
         )
 
 
@@ -96,7 +100,7 @@ def gradient_task(
     targets: NDArray,
     validation: Averaged,
     validation_targets: NDArray,
-    section: config.ResidualMLP,
+    section: config.NetworkDecoder,
 ) -> Task:
     """Return the arrays to fit a network on, targets standardised by training images alone.
 
@@ -115,7 +119,9 @@ def gradient_task(
     Raises
     ------
     InputError
-        If there are no validation images, or training and validation share an image.
+        If there are no validation images, or an ROI that the network needs is missing.
+    ValueError
+        If training and validation share an image.
     """
     if len(validation.image_id) == 0:
         raise InputError(
@@ -136,4 +142,5 @@ def gradient_task(
         voxels=train.voxels,
         scaler=train.scaler,
         target_scaler=scaler,
+        wiring=wire(section, examples=train),
     )

@@ -25,6 +25,9 @@ CONSTANT = 1e-5
 """A spread below this share of the level is rounding, such as that of a start-of-text embedding."""
 
 
+TARGETS_AT_ONCE = 512
+
+
 @dataclass(frozen=True)
 class SessionScaler:
     """Betas as z-scores per voxel within each scan session.
@@ -286,8 +289,13 @@ def target_moments(targets: NDArray, *, count: Counts | None = None) -> Moments:
     """
     share = np.ones(len(targets)) if count is None else np.asarray(count, np.float64)
     share = share / share.sum()
-    mean = share @ targets.astype(np.float64)
-    variance = np.einsum("i,id->d", share, (targets - mean) ** 2)
+    mean, variance = np.empty(targets.shape[1]), np.empty(targets.shape[1])
+    for start in range(0, targets.shape[1], TARGETS_AT_ONCE):
+        part = slice(start, start + TARGETS_AT_ONCE)
+        values = targets[:, part].astype(np.float64)
+        mean[part] = share @ values
+        values -= mean[part]
+        variance[part] = share @ values**2
     if not np.isfinite(variance).all():
         raise ValueError(
             f"{int((~np.isfinite(variance)).sum())} target dimensions hold NaN or infinity; "

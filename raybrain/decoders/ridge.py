@@ -11,24 +11,33 @@ image i is exactly
 
     e_i = r_i / (1 - h_i),    r = Y - H Y,    H = U D / (D + alpha) U' + s s',   s = sqrt(n / sum n)
 
-(Allen 1974; Golub, Heath & Wahba 1979; the s term is the intercept), for every alpha and target
-from one factor. Fitting on single trials instead solves the same equations with the scatter of
-repeats about their means added to the penalty (a test shows it), on up to three times the rows;
-averages are what test images are decoded from, so averages are what is fitted.
+(Allen 1974; Golub, Heath & Wahba 1979; the s term is the intercept), and that of a fold g of images
+is (I - H_gg)^-1 r_g, for every alpha and target from one factor.
+
+Fitting on single trials instead solves the same equations with the scatter of repeats about their
+means added to the penalty (a test shows it), on up to three times the rows; averages are what test
+images are decoded from, so averages are what is fitted.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
-from raybrain.decoders.normalisation import CONSTANT, Floats, Integers, target_moments
+from raybrain.decoders.normalisation import Floats, Integers, target_moments
+from raybrain.decoders.ridge_factor import BLOCK_BYTES, Factor, factorise
+from raybrain.decoders.ridge_selection import (
+    HeldOut,
+    choose_penalties,
+    fitted_residual,
+    leave_folds_out,
+    leave_one_out,
+)
 
 ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-3, 3, 13))
 """Penalties in units of the mean eigenvalue."""
@@ -36,128 +45,22 @@ ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-3, 3, 13))
 EDGE_SHARE = 0.05
 """More targets than this at an end of the grid mean that the grid is too short."""
 
-BLOCK_BYTES = 512 * 2**20
-"""Working memory of one block of targets."""
-
 
 @dataclass(frozen=True)
-class Factor:
-    """What ridge needs of the betas, whatever the targets: share it between blocks of targets.
+class StoredWeights:
+    """Weights that wait in a file, so that a decoder larger than memory can be made and used."""
 
-    Attributes
-    ----------
-    form : {'primal', 'dual'}
-        Which Gram matrix was smaller: (voxel, voxel) or (image, image).
-    centre : ndarray of float32, shape (voxel,)
-        Mean of the betas, weighted by repeats.
-    count : ndarray of float64, shape (image,)
-    left : ndarray of float32, shape (image, component)
-        U. In dual form a complete basis of what is orthogonal to the intercept.
-    right : ndarray of float32
-        Primal: V, shape (voxel, component). Dual: weighted centred betas, shape (image, voxel).
-    eigenvalues : ndarray of float64, shape (component,)
-    mean_eigenvalue : float
-        Unit of the penalties: the trace over the rank.
-    """
+    path: str
+    targets: int
 
-    form: Literal["primal", "dual"]
-    centre: Floats
-    count: NDArray[np.float64]
-    left: Floats
-    right: Floats
-    eigenvalues: NDArray[np.float64]
-    mean_eigenvalue: float
+    def read(self) -> Floats:
+        """Return the weights (voxel, target)."""
+        from safetensors.numpy import load_file
 
-    def targets_per_block(self, memory: int = BLOCK_BYTES) -> int:
-        """Return how many targets `solve_block` can take within ``memory`` bytes."""
-        images, components = self.left.shape
-        voxels = len(self.centre)
-        return max(16, memory // (4 * (4 * images + 2 * components + voxels)))
+        return load_file(self.path)["weights"]
 
 
-def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
-    """Return the eigendecomposition of the smaller Gram matrix of ``betas``, in float64.
-
-    Parameters
-    ----------
-    betas : ndarray, shape (image, voxel)
-        Standardised betas, one row per image (or per trial).
-    count : ndarray of int, shape (image,), optional
-        Repeats averaged in each row; 1 when not given.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three rows, or no voxel varies.
-    """
-    images, voxels = betas.shape
-    if images < 3:
-        raise ValueError(f"ridge needs at least 3 training images, found {images}")
-    if voxels == 0:
-        raise ValueError("ridge needs at least one voxel, found none; choose other ROIs")
-    weight = np.ones(images) if count is None else np.asarray(count, np.float64)
-    root = np.sqrt(weight)
-    centre = (weight / weight.sum()) @ betas.astype(np.float64)
-    if not np.isfinite(centre).all():
-        raise ValueError(f"{int((~np.isfinite(centre)).sum())} voxels hold NaN or infinity")
-    form: Literal["primal", "dual"] = "primal" if voxels <= images else "dual"
-    decompose = _decompose_primal if form == "primal" else _decompose_dual
-    left, right, eigenvalues = decompose(betas, centre=centre, root=root)
-    energy = weight @ np.einsum("iv,iv->i", betas, betas, dtype=np.float64)
-    if eigenvalues.sum() <= CONSTANT**2 * energy:
-        raise ValueError(f"none of the {voxels} voxels varies over {images} training images")
-    rank = min(images - 1, len(eigenvalues))
-    return Factor(
-        form=form,
-        centre=centre.astype(np.float32),
-        count=weight,
-        left=left,
-        right=right,
-        eigenvalues=eigenvalues,
-        mean_eigenvalue=float(eigenvalues.sum() / rank),
-    )
-
-
-Decomposition = tuple[Floats, Floats, NDArray[np.float64]]
-
-
-def _decompose_primal(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomposition:
-    images, voxels = betas.shape
-    gram = np.zeros((voxels, voxels))
-    step = max(1, 2**26 // (8 * voxels))
-    for start in range(0, images, step):
-        rows = _weighted(betas[start : start + step], centre, root[start : start + step])
-        gram += rows.T @ rows
-    eigenvalues, basis = linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
-    real = eigenvalues > eigenvalues[-1] * voxels * np.finfo(np.float64).eps
-    eigenvalues, basis = eigenvalues[real], basis[:, real]
-    left = np.empty((images, len(eigenvalues)), np.float32)
-    for start in range(0, images, step):
-        rows = _weighted(betas[start : start + step], centre, root[start : start + step])
-        left[start : start + step] = (rows @ basis) / np.sqrt(eigenvalues)
-    return left, basis.astype(np.float32), eigenvalues
-
-
-def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomposition:
-    images, voxels = betas.shape
-    kernel = np.zeros((images, images))
-    weighted = np.empty((images, voxels), np.float32)
-    step = max(1, 2**26 // (8 * images))
-    for start in range(0, voxels, step):
-        part = slice(start, start + step)
-        columns = _weighted(betas[:, part], centre[part], root)
-        weighted[:, part] = columns
-        kernel += columns @ columns.T
-    # The intercept's direction has eigenvalue 0, like any other null direction; lifted above all
-    # others it comes out as the last eigenvector and can be left out exactly.
-    intercept = root / np.linalg.norm(root)
-    kernel += 2 * np.trace(kernel) * np.outer(intercept, intercept)
-    eigenvalues, basis = linalg.eigh(kernel, overwrite_a=True, check_finite=False, driver="evd")
-    return basis[:, :-1].astype(np.float32), weighted, np.maximum(eigenvalues[:-1], 0.0)
-
-
-def _weighted(betas: NDArray, centre: NDArray, root: NDArray) -> NDArray[np.float64]:
-    return (betas.astype(np.float64) - centre) * root[:, None]
+Weights = Floats | StoredWeights
 
 
 @dataclass(frozen=True)
@@ -166,7 +69,7 @@ class RidgeBlock:
 
     Attributes
     ----------
-    weights : ndarray of float32, shape (voxel, target)
+    weights : ndarray of float32, shape (voxel, target), or StoredWeights
     mean : ndarray of float32, shape (target,)
     deviation : ndarray of float32, shape (target,)
         Standard deviation of the training targets; 0 where constant.
@@ -178,7 +81,7 @@ class RidgeBlock:
         Standard deviation of the targets over that of the held-out predictions; 1 for a constant.
     """
 
-    weights: Floats
+    weights: Weights
     mean: Floats
     deviation: Floats
     alpha: Floats
@@ -191,6 +94,7 @@ def solve_block(
     *,
     targets: NDArray,
     alphas: Sequence[float] = ALPHAS,
+    folds: Integers | None = None,
 ) -> RidgeBlock:
     """Return the ridge solution of each target at the penalty with the least held-out error.
 
@@ -201,11 +105,14 @@ def solve_block(
     targets : ndarray, shape (image, target)
     alphas : sequence of float
         Penalties in units of ``factor.mean_eigenvalue``.
+    folds : ndarray of int, shape (image,), optional
+        Images with the same number are left out together; one at a time when not given.
 
     Raises
     ------
     ValueError
-        If the rows of ``targets`` are not the images of the factor, or a target is not finite.
+        If the rows of ``targets`` are not the images of the factor, a target is not finite, or
+        there are fewer than two folds.
     """
     images = len(factor.left)
     if len(targets) != images:
@@ -215,76 +122,55 @@ def solve_block(
         raise ValueError(f"penalties should be positive, found {list(alphas)}")
     moments = target_moments(targets, count=factor.count)
     scale = np.where(moments.varying, moments.deviation, 1.0).astype(np.float32)
-    root = np.sqrt(factor.count).astype(np.float32)
-    standard = (targets - moments.mean).astype(np.float32, copy=False) / scale * root[:, None]
+    root = np.sqrt(factor.count).astype(np.float32)[:, None]
+    standard = targets - moments.mean
+    standard *= root / scale
     standard[:, ~moments.varying] = 0.0
 
-    projected = factor.left.T @ standard
     penalties = grid * factor.mean_eigenvalue
-    retained = _retained(factor, penalties)
-    losses = np.stack(
-        [
-            _loss(_residual(factor, standard, projected, alpha) / kept[:, None])
-            for alpha, kept in zip(penalties, retained, strict=True)
-        ]
+    held_out: HeldOut = (
+        leave_one_out(factor, penalties=penalties)
+        if folds is None
+        else leave_folds_out(factor, penalties=penalties, folds=folds)
     )
-    losses /= factor.count.sum()
-    # The last of equal minima: where nothing tells penalties apart the larger one is safer.
-    chosen = len(grid) - 1 - np.argmin(losses[::-1], axis=0)
-
-    alpha = penalties[chosen].astype(np.float32)
-    solution = projected / (factor.eigenvalues.astype(np.float32)[:, None] + alpha)
-    if factor.form == "dual":
-        dual = factor.left @ solution
-        residual = dual * alpha
-        weights = factor.right.T @ dual
-    else:
-        spectrum = factor.eigenvalues.astype(np.float32)[:, None]
-        residual = standard - factor.left @ (spectrum * solution)
-        weights = factor.right @ (np.sqrt(spectrum) * solution)
-    residual /= retained[chosen].T
-    held_out = (standard - residual) / root[:, None]
-    varying = moments.varying
+    projected = factor.left.T @ standard
+    chosen = choose_penalties(
+        factor, standard=standard, projected=projected, penalties=penalties, held_out=held_out
+    )
+    weights = _weights(factor, projected=projected, penalty=penalties[chosen.at])
+    weights *= np.where(moments.varying, scale, 0.0).astype(np.float32)
+    gain = np.ones(len(scale), np.float32)
+    for at in np.unique(chosen.at[moments.varying]):
+        columns = np.flatnonzero((chosen.at == at) & moments.varying)
+        own = standard[:, columns]
+        residual = fitted_residual(
+            factor, standard=own, projected=projected[:, columns], penalty=penalties[at]
+        )
+        predictions = (own - held_out.errors(residual, at=at)) / root
+        gain[columns] = 1.0 / _deviation(predictions, count=factor.count)
     return RidgeBlock(
-        weights=weights * np.where(varying, scale, 0.0).astype(np.float32),
+        weights=weights,
         mean=moments.mean,
         deviation=moments.deviation,
-        alpha=np.where(varying, grid[chosen], np.nan).astype(np.float32),
-        held_out_r2=np.where(varying, 1 - losses.min(axis=0), 0.0).astype(np.float32),
-        gain=_gain(held_out, count=factor.count, varying=varying),
+        alpha=np.where(moments.varying, grid[chosen.at], np.nan).astype(np.float32),
+        held_out_r2=np.where(moments.varying, 1 - chosen.loss, 0.0).astype(np.float32),
+        gain=gain,
     )
 
 
-def _retained(factor: Factor, penalties: NDArray) -> Floats:
-    """Return 1 - leverage, shape (penalty, image): the share of its own error an image shows."""
-    square = factor.left.astype(np.float64) ** 2
+def _weights(factor: Factor, *, projected: Floats, penalty: NDArray[np.float64]) -> Floats:
+    """Return weights (voxel, target) in units of the targets' deviations."""
+    spectrum = factor.eigenvalues.astype(np.float32)[:, None]
+    solution = projected / (spectrum + penalty.astype(np.float32))
     if factor.form == "dual":
-        # A complete basis: summing what is kept avoids 1 minus almost 1 at small penalties.
-        shrunk = penalties[:, None] / (factor.eigenvalues + penalties[:, None])
-        return (shrunk @ square.T).astype(np.float32)
-    fitted = factor.eigenvalues / (factor.eigenvalues + penalties[:, None])
-    intercept = factor.count / factor.count.sum()
-    return (1.0 - intercept - fitted @ square.T).astype(np.float32)
+        return factor.right.T @ (factor.left @ solution)
+    solution *= np.sqrt(spectrum)
+    return factor.right @ solution
 
 
-def _residual(factor: Factor, standard: Floats, projected: Floats, alpha: float) -> Floats:
-    if factor.form == "dual":
-        shrunk = (alpha / (factor.eigenvalues + alpha)).astype(np.float32)
-        return factor.left @ (projected * shrunk[:, None])
-    fitted = (factor.eigenvalues / (factor.eigenvalues + alpha)).astype(np.float32)
-    return standard - factor.left @ (projected * fitted[:, None])
-
-
-def _loss(residual: Floats) -> NDArray[np.float64]:
-    return np.einsum("it,it->t", residual, residual).astype(np.float64)
-
-
-def _gain(held_out: Floats, *, count: NDArray, varying: NDArray) -> Floats:
+def _deviation(predictions: Floats, *, count: NDArray[np.float64]) -> Floats:
     share = (count / count.sum()).astype(np.float32)
-    mean = share @ held_out
-    deviation = np.sqrt(share @ (held_out - mean) ** 2)
-    usable = varying & (deviation > 0)
-    return np.divide(1.0, deviation, out=np.ones_like(deviation), where=usable)
+    return np.sqrt(share @ (predictions - share @ predictions) ** 2)
 
 
 @dataclass(frozen=True)
@@ -292,16 +178,35 @@ class RidgeFit:
     """Ridge over all targets; attributes as in `RidgeBlock`, with the centre of the betas."""
 
     centre: Floats
-    weights: Floats
+    blocks: tuple[Weights, ...]
+    """Weights of consecutive targets."""
     mean: Floats
     deviation: Floats
     alpha: Floats
     held_out_r2: Floats
     gain: Floats
 
+    @property
+    def weights(self) -> Floats:
+        """All weights, shape (voxel, target)."""
+        return np.concatenate([read_weights(block) for block in self.blocks], axis=1)
+
     def predict(self, betas: NDArray) -> Floats:
         """Return least-squares predictions (image, target) of standardised betas."""
-        return (betas - self.centre) @ self.weights + self.mean
+        return predict_linear(betas, centre=self.centre, blocks=self.blocks, mean=self.mean)
+
+
+def read_weights(weights: Weights) -> Floats:
+    """Return weights (voxel, target), from their file if they are stored."""
+    return weights.read() if isinstance(weights, StoredWeights) else weights
+
+
+def predict_linear(
+    betas: NDArray, *, centre: Floats, blocks: Sequence[Weights], mean: Floats
+) -> Floats:
+    """Return ``mean + (betas - centre) @ weights``, one block of weights in memory at a time."""
+    centred = betas - centre
+    return np.concatenate([centred @ read_weights(block) for block in blocks], axis=1) + mean
 
 
 def fit_ridge(
@@ -310,6 +215,7 @@ def fit_ridge(
     targets: NDArray,
     count: Integers | None = None,
     alphas: Sequence[float] = ALPHAS,
+    folds: Integers | None = None,
     memory: int = BLOCK_BYTES,
 ) -> RidgeFit:
     """Return ridge regression of every target, each at its own best penalty.
@@ -321,16 +227,19 @@ def fit_ridge(
     betas : ndarray, shape (image, voxel)
         Standardised betas.
     targets : ndarray, shape (image, target)
+        Anything that slices like an array, such as a memory map: read a block at a time.
     count : ndarray of int, shape (image,), optional
         Repeats averaged in each row.
     alphas : sequence of float
         Penalties in units of the mean eigenvalue.
+    folds : ndarray of int, shape (image,), optional
+        Images with the same number are left out together; one at a time when not given.
     memory : int
         Bytes of working memory for one block of targets.
     """
     factor = factorise(betas, count=count)
-    blocks = list(solve_blocks(factor, targets=targets, alphas=alphas, memory=memory))
-    fit = join_blocks(blocks, centre=factor.centre)
+    blocks = solve_blocks(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
+    fit = join_blocks(list(blocks), centre=factor.centre)
     warn_at_edges(fit.alpha, alphas=alphas)
     return fit
 
@@ -340,25 +249,63 @@ def solve_blocks(
     *,
     targets: NDArray,
     alphas: Sequence[float] = ALPHAS,
+    folds: Integers | None = None,
     memory: int = BLOCK_BYTES,
 ) -> Iterator[RidgeBlock]:
     """Yield the solution of one block of targets after another, in order."""
     size = factor.targets_per_block(memory)
     for start in range(0, targets.shape[1], size):
-        yield solve_block(factor, targets=targets[:, start : start + size], alphas=alphas)
+        block = np.asarray(targets[:, start : start + size])
+        yield solve_block(factor, targets=block, alphas=alphas, folds=folds)
+
+
+def store_block(block: RidgeBlock, *, path: str | Path) -> RidgeBlock:
+    """Return ``block`` with its weights in a file: what a task returns instead of gigabytes."""
+    from safetensors.numpy import save_file
+
+    weights = read_weights(block.weights)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file({"weights": np.ascontiguousarray(weights)}, str(path))
+    return replace(block, weights=StoredWeights(path=str(path), targets=weights.shape[1]))
 
 
 def join_blocks(blocks: Sequence[RidgeBlock], *, centre: Floats) -> RidgeFit:
     """Return the blocks, given in the order of their targets, as one fit."""
     return RidgeFit(
         centre=centre,
-        weights=np.concatenate([block.weights for block in blocks], axis=1),
+        blocks=tuple(block.weights for block in blocks),
         mean=np.concatenate([block.mean for block in blocks]),
         deviation=np.concatenate([block.deviation for block in blocks]),
         alpha=np.concatenate([block.alpha for block in blocks]),
         held_out_r2=np.concatenate([block.held_out_r2 for block in blocks]),
         gain=np.concatenate([block.gain for block in blocks]),
     )
+
+
+def grouped_folds(groups: Sequence[object] | NDArray, *, number: int) -> NDArray[np.int64]:
+    """Return a fold for each image so that a group is never split and folds are of even size.
+
+    Parameters
+    ----------
+    groups : sequence, shape (image,)
+        What must stay together, such as the concept of an image.
+    number : int
+        How many folds.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer groups than folds.
+    """
+    names, at, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    if len(names) < number or number < 2:
+        raise ValueError(f"{number} folds need 2 or more, and as many groups; found {len(names)}")
+    filled = np.zeros(number, np.int64)
+    fold = np.empty(len(names), np.int64)
+    for name in np.argsort(-sizes, kind="stable"):  # the largest first, each to the emptiest fold
+        fold[name] = np.argmin(filled)
+        filled[fold[name]] += sizes[name]
+    return fold[at]
 
 
 def warn_at_edges(alpha: NDArray, *, alphas: Sequence[float] = ALPHAS) -> None:

@@ -1,6 +1,7 @@
 """A fitted decoder: from betas as stored to predicted targets, with every statistic it needs.
 
-The folder that `TrainedDecoder.save` writes holds ``config.json`` and ``decoder.safetensors``.
+The folder that `TrainedDecoder.save` writes holds ``config.json``, ``decoder.safetensors`` and, for
+ridge, the weights of each block of targets in a file of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,15 @@ from raybrain.decoders.normalisation import (
     average_repeats,
     fit_target_scaler,
 )
-from raybrain.decoders.ridge import ALPHAS, RidgeFit, fit_ridge
+from raybrain.decoders.ridge import (
+    ALPHAS,
+    RidgeFit,
+    StoredWeights,
+    Weights,
+    fit_ridge,
+    predict_linear,
+)
+from raybrain.decoders.wiring import Wiring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +88,11 @@ class TrainedDecoder:
     held_out_r2 : ndarray of float32, shape (dimension,)
         R² on those images; 0 for constant dimensions.
     parameters : mapping of str to ndarray
-        Weights by name.
+        By name: of the network, or the centre and penalties of ridge.
+    blocks : tuple of Weights
+        Linear weights of consecutive targets; ridge only.
+    wiring : mapping of str to ndarray
+        Order, nodes and graph of the voxels, as far as the network has any.
     """
 
     section: config.Decoder
@@ -89,6 +102,8 @@ class TrainedDecoder:
     gain: Floats
     held_out_r2: Floats
     parameters: Mapping[str, NDArray]
+    blocks: tuple[Weights, ...] = ()
+    wiring: Wiring = field(default_factory=dict)
 
     def predict(
         self,
@@ -130,8 +145,12 @@ class TrainedDecoder:
 
     def _estimate(self, standard: Floats) -> Floats:
         if isinstance(self.section, config.Ridge):
-            weights = self.parameters["weights"]
-            return (standard - self.parameters["centre"]) @ weights + self.targets.mean
+            return predict_linear(
+                standard,
+                centre=self.parameters["centre"],
+                blocks=self.blocks,
+                mean=self.targets.mean,
+            )
         return self.targets.restore(predict_rows(self.network(), standard))
 
     def network(self) -> nn.Module:
@@ -146,10 +165,13 @@ class TrainedDecoder:
 
         from raybrain.decoders.build import build_network
 
+        if isinstance(self.section, config.Ridge):
+            raise ValueError("'ridge' is not a network; use predict")
         network = build_network(
-            self.section,  # type: ignore[arg-type]
+            self.section,
             voxels=int(self.voxels.sum()),
             outputs=int(self.targets.varying.sum()),
+            wiring=self.wiring,
             seed=0,
         )
         network.load_state_dict(
@@ -169,12 +191,15 @@ class TrainedDecoder:
                 {name: np.ascontiguousarray(array) for name, array in self._arrays().items()},
                 part / "decoder.safetensors",
             )
+            for number, block in enumerate(self.blocks):
+                _save_weights(block, path=part / f"weights_{number:04}.safetensors")
             header = {
                 "format": FORMAT,
                 "decoder": self.section.model_dump(mode="json"),
                 "target_scale": self.targets.scale,
                 "voxels": int(self.voxels.sum()),
                 "dimensions": len(self.targets.mean),
+                "blocks": [_targets(block) for block in self.blocks],
             }
             (part / "config.json").write_text(json.dumps(header, indent=2) + "\n")
             part.chmod(0o755)
@@ -199,11 +224,25 @@ class TrainedDecoder:
             "gain": self.gain,
             "held_out_r2": self.held_out_r2,
             **{f"parameters.{name}": array for name, array in self.parameters.items()},
+            **{f"wiring.{name}": array for name, array in self.wiring.items()},
         }
 
 
+def _targets(weights: Weights) -> int:
+    return weights.targets if isinstance(weights, StoredWeights) else weights.shape[1]
+
+
+def _save_weights(weights: Weights, *, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    if isinstance(weights, StoredWeights):
+        shutil.copyfile(weights.path, path)
+    else:
+        save_file({"weights": np.ascontiguousarray(weights)}, path)
+
+
 def load_decoder(folder: str | Path) -> TrainedDecoder:
-    """Return the decoder that `TrainedDecoder.save` wrote to ``folder``.
+    """Return the decoder that `TrainedDecoder.save` wrote; linear weights stay on disk until used.
 
     Raises
     ------
@@ -222,7 +261,6 @@ def load_decoder(folder: str | Path) -> TrainedDecoder:
             f"train it again"
         )
     arrays = load_file(folder / "decoder.safetensors")
-    prefix = "parameters."
     return TrainedDecoder(
         section=TypeAdapter(config.Decoder).validate_python(header["decoder"]),
         voxels=arrays["voxels"],
@@ -241,8 +279,21 @@ def load_decoder(folder: str | Path) -> TrainedDecoder:
         ),
         gain=arrays["gain"],
         held_out_r2=arrays["held_out_r2"],
-        parameters={n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)},
+        parameters=_within(arrays, "parameters."),
+        wiring=_within(arrays, "wiring."),
+        blocks=tuple(
+            StoredWeights(path=str(folder / f"weights_{number:04}.safetensors"), targets=targets)
+            for number, targets in enumerate(header["blocks"])
+        ),
     )
+
+
+def _within(arrays: Mapping[str, NDArray], prefix: str) -> dict[str, NDArray]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def train_ridge(examples: Examples, *, targets: NDArray, section: config.Ridge) -> TrainedDecoder:
@@ -286,7 +337,8 @@ def decoder_from_ridge(
         targets=targets,
         gain=fit.gain,
         held_out_r2=fit.held_out_r2,
-        parameters={"centre": fit.centre, "weights": fit.weights, "alpha": fit.alpha},
+        parameters={"centre": fit.centre, "alpha": fit.alpha},
+        blocks=fit.blocks,
     )
 
 

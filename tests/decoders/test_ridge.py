@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raybrain.decoders import ridge
+from raybrain.decoders.ridge_selection import choose_penalties, leave_one_out
 
 
 def problem(*, images, voxels, targets=7, noise=1.0, seed=0):
@@ -236,3 +237,109 @@ def test_faults_are_named():
     betas[0, 0] = np.inf
     with pytest.raises(ValueError, match="1 voxels hold NaN"):
         ridge.factorise(betas)
+
+
+@pytest.mark.parametrize(("images", "voxels"), [(60, 12), (40, 70)])
+def test_left_out_folds_are_those_of_refitting_without_them(images, voxels):
+    betas, targets = problem(images=images, voxels=voxels)
+    draw = np.random.default_rng(9)
+    count = draw.integers(1, 4, images)
+    folds = draw.integers(0, 5, images)
+    unit = ridge.factorise(betas, count=count).mean_eigenvalue
+    alphas = np.array([1e-2, 0.1, 1.0, 10.0])
+    errors = np.zeros((len(alphas), targets.shape[1]))
+    for at, alpha in enumerate(alphas):
+        for fold in range(5):
+            out = folds == fold
+            weights, intercept = closed_form(
+                betas[~out], targets[~out], count=count[~out], alpha=alpha * unit
+            )
+            predictions = betas[out].astype(float) @ weights + intercept
+            errors[at] += count[out] @ (predictions - targets[out]) ** 2 / count.sum()
+    mean = count @ targets / count.sum()
+    variance = count @ (targets - mean) ** 2 / count.sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=alphas, folds=folds)
+    np.testing.assert_allclose(fit.alpha, alphas[errors.argmin(axis=0)], rtol=1e-6)
+    np.testing.assert_allclose(fit.held_out_r2, 1 - errors.min(axis=0) / variance, atol=2e-4)
+
+
+@pytest.mark.parametrize(("images", "voxels"), [(100, 30), (60, 90)])
+def test_agrees_with_himalaya_on_the_same_penalties_and_folds(images, voxels):
+    from himalaya.ridge import RidgeCV
+    from sklearn.model_selection import KFold
+
+    betas, targets = problem(images=images, voxels=voxels, targets=20)
+    unit = ridge.factorise(betas).mean_eigenvalue
+    alphas = np.logspace(-3, 2, 11)
+    folds = np.empty(images, int)
+    cv = KFold(n_splits=5)
+    for number, (_, out) in enumerate(cv.split(betas)):
+        folds[out] = number
+    reference = RidgeCV(
+        alphas=alphas * unit, fit_intercept=True, cv=cv, solver_params={"warn": False}
+    )
+    reference.fit(betas.astype(float), targets.astype(float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = ridge.fit_ridge(betas, targets=targets, alphas=alphas, folds=folds)
+    np.testing.assert_allclose(fit.alpha * unit, reference.best_alphas_, rtol=1e-5)
+    largest = np.abs(reference.coef_).max()
+    np.testing.assert_allclose(fit.weights, reference.coef_, atol=1e-4 * largest)
+    new = problem(images=50, voxels=voxels, seed=10)[0]
+    expected = reference.predict(new.astype(float))
+    np.testing.assert_allclose(fit.predict(new), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("images", "voxels"), [(200, 40), (120, 300)])
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+def test_bounds_choose_what_trying_every_penalty_chooses(images, voxels, noise):
+    betas, targets = problem(images=images, voxels=voxels, targets=60, noise=noise)
+    factor = ridge.factorise(betas)
+    standard = ((targets - targets.mean(axis=0)) / targets.std(axis=0)).astype(np.float32)
+    penalties = np.array(ridge.ALPHAS) * factor.mean_eigenvalue
+    held_out = leave_one_out(factor, penalties=penalties)
+    projected = factor.left.T @ standard
+
+    chosen = choose_penalties(
+        factor,
+        standard=standard,
+        projected=projected,
+        penalties=penalties,
+        held_out=held_out,
+    )
+    basis = factor.left.astype(float)
+    losses = []
+    for at, penalty in enumerate(penalties):
+        share = factor.eigenvalues / (factor.eigenvalues + penalty)
+        residual = standard - (basis * share) @ (basis.T @ standard)
+        losses.append((held_out.errors(residual, at=at) ** 2).mean(axis=0))
+    np.testing.assert_array_equal(chosen.at, np.argmin(losses, axis=0))
+    np.testing.assert_allclose(chosen.loss, np.min(losses, axis=0), rtol=1e-4)
+    assert chosen.computed < (0.7 if voxels < images else 0.9)
+
+
+def test_stored_weights_predict_the_same(tmp_path):
+    betas, targets = problem(images=50, voxels=70, targets=40)
+    factor = ridge.factorise(betas)
+    blocks = list(ridge.solve_blocks(factor, targets=targets, memory=1))
+    stored = [
+        ridge.store_block(block, path=tmp_path / "part" / f"{number}.safetensors")
+        for number, block in enumerate(blocks)
+    ]
+    assert all(isinstance(block.weights, ridge.StoredWeights) for block in stored)
+    kept = ridge.join_blocks(blocks, centre=factor.centre)
+    on_disk = ridge.join_blocks(stored, centre=factor.centre)
+    np.testing.assert_array_equal(on_disk.predict(betas), kept.predict(betas))
+
+
+def test_grouped_folds_keep_groups_together_and_even():
+    groups = np.repeat(np.arange(30), np.random.default_rng(11).integers(1, 20, 30))
+    folds = ridge.grouped_folds(groups, number=5)
+    for group in range(30):
+        assert len(set(folds[groups == group])) == 1
+    sizes = np.bincount(folds, minlength=5)
+    assert sizes.max() - sizes.min() <= 20
+    with pytest.raises(ValueError, match="3 folds need"):
+        ridge.grouped_folds([1, 1, 2], number=3)
