@@ -265,6 +265,24 @@ def row_ids(path: str) -> list[str]:
     return [str(image_id) for image_id in _table(open_sealed(path), "image_id")]
 
 
+def open_foreign(path: str, *, storage: Mapping[str, Any]) -> zarr.Array:
+    """Open a Zarr array that raybrain did not write, of either version, for reading.
+
+    Raises
+    ------
+    InputError
+        If there is no array at ``path``.
+    """
+    options = dict(storage) if "://" in path else None
+    try:
+        found = zarr.open(path, mode="r", storage_options=options)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a Zarr array ({error}); write it again") from None
+    if not isinstance(found, zarr.Array):
+        raise InputError(f"{path} is a Zarr group; give the path of the array within it")
+    return found
+
+
 def _array(group: zarr.Group, name: str) -> zarr.Array:
     array = group[name]
     assert isinstance(array, zarr.Array)

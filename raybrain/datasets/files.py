@@ -77,6 +77,17 @@ class Root:
             return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
 
+    def tree(self, folder: str) -> dict[str, int]:
+        """Return every file below a folder, by path relative to the root, with its bytes."""
+        if self.is_local:
+            top = Path(self.url)
+            below = (file for file in Path(self.at(folder)).rglob("*") if file.is_file())
+            return {str(file.relative_to(top)): file.stat().st_size for file in sorted(below)}
+        system, where = self._resolve(folder)
+        found = system.find(where, detail=True)
+        cut = len(where) - len(folder)
+        return {str(name)[cut:]: int(entry["size"]) for name, entry in sorted(found.items())}
+
     def missing(self, path: str) -> InputError:
         """Return the error for a file that is not there."""
         full = self.at(path)

@@ -1,9 +1,10 @@
-"""Pictures on disk, and pictures that stand for a category of Haxby's experiment."""
+"""Stimuli as picture files, and pictures that stand for a category of Haxby's experiment."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -51,6 +52,37 @@ def decode(content: bytes, *, name: str) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{name} is not a readable picture ({error}); get it again") from None
+
+
+def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str) -> dict[str, str]:
+    """Return name -> file of every picture, at any depth below ``folder``.
+
+    Raises
+    ------
+    InputError
+        If any is missing.
+    """
+    found = {stem_of(path): path for path in root.tree(folder) if path.lower().endswith(ENDINGS)}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} pictures are missing below {root.at(folder)}, such as "
+            f"{missing[0]}; {remedy}"
+        )
+    return {name: found[name] for name in names}
+
+
+def read_pictures(
+    names: Sequence[str], *, root: Root, files: Mapping[str, str]
+) -> list[np.ndarray]:
+    """Return uint8 (y, x, rgb) of every picture named."""
+    return [decode(root.read(files[name]), name=root.at(files[name])) for name in names]
+
+
+def stem_of(path: str) -> str:
+    """Return the name of a picture without folder and ending."""
+    name = PurePosixPath(path).name
+    return name.rsplit(".", 1)[0] if name.lower().endswith(ENDINGS) else name
 
 
 def picture_files(root: Root) -> dict[str, list[str]]:

@@ -1,0 +1,250 @@
+"""A dataset of one's own: an array of betas, a table of trials, and a folder of pictures.
+
+The folder (``root/SUBJECT`` or ``root``) holds
+
+- ``betas.npy``, ``betas.h5`` or ``betas.zarr``: (trial, voxel), or as GLMsingle has it
+  (voxel, trial) or (x, y, z, trial);
+- ``trials.csv``: ``image_id`` and, as far as known, session, run, split, group;
+- ``images/``: a picture per image_id, at any depth;
+- ``voxels.csv``, not always needed: columns of 0 and 1 (ROIs), noise_ceiling, x, y, z;
+- ``captions.csv``, optional: image_id, caption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from raybrain import store
+from raybrain.config import InputError, Section, validate
+from raybrain.datasets import Recording
+from raybrain.datasets.arrays_tables import (
+    EVERY_VOXEL,
+    choose_voxels,
+    is_trials_first,
+    read_trials,
+    split_trials,
+)
+from raybrain.datasets.files import RequiredFile, Root
+from raybrain.datasets.pictures import find_pictures, read_pictures, stem_of
+from raybrain.datasets.things_betas import check_finite
+from raybrain.datasets.things_tables import read_table
+from raybrain.seal import digest_of
+
+if TYPE_CHECKING:
+    from raybrain.catalog import CatalogEntry
+    from raybrain.config import Ingest
+
+BETAS = ("betas.npy", "betas.h5", "betas.hdf5", "betas.zarr")
+KEYS = ("betas", "betasmd")
+"""Datasets of an HDF5 file that are looked for; GLMsingle writes betasmd."""
+
+
+class Layout(Section):
+    """Choices for arrays of one's own."""
+
+    key: str | None = None
+    """Dataset within an HDF5 file."""
+    scale: float = 1.0
+    """Percent signal change = stored value * scale."""
+
+
+def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
+    """Return the recording that a folder of arrays describes.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or does not fit another; the message names the file and the remedy.
+    """
+    layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    place = Root(root, get=entry.get, storage=entry.storage)
+    folder = _folder(place, subject=subject)
+    table = read_trials(place, f"{folder}trials.csv")
+    betas = _find_betas(place, folder=folder)
+    with open_array(place, betas, key=layout.key) as array:
+        shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    chosen = choose_voxels(
+        entry, place=place, folder=folder, shape=shape, trials=len(table), betas=betas
+    )
+    kept = table if settings.sessions is None else table[table["session"] <= settings.sessions]
+    kept = kept.reset_index(drop=True)
+    trials = split_trials(entry, table=kept, name=place.at(f"{folder}trials.csv"))
+    names = sorted(set(trials["image_id"]))
+    pictures = find_pictures(
+        place,
+        folder=f"{folder}images" if place.names(f"{folder}images") else "images",
+        names=names,
+        remedy="its file name without ending must be the image_id",
+    )
+    captions, caption_notes, caption_files = _captions(
+        place, folder=folder, names=names, table=kept
+    )
+    stored = dtype if dtype.kind in "iu" and dtype.itemsize <= 2 else np.dtype(np.float32)
+    groups = dict(zip(kept["image_id"], kept["group"], strict=True))
+    return Recording(
+        dataset=entry.name,
+        subject=subject,
+        trials=trials,
+        voxels=chosen.voxels,
+        rois=chosen.rois,
+        images=pd.DataFrame(
+            {
+                "image_id": names,
+                "captions": [captions[name] for name in names],
+                "group": [groups[name] for name in names],
+            }
+        ),
+        read_session=partial(
+            _read_session,
+            root=place,
+            path=betas,
+            key=layout.key,
+            rows={
+                session: kept["row"][kept["session"] == session].to_numpy()
+                for session in kept["session"].unique().tolist()
+            },
+            voxels=chosen.voxels.index,
+            shape=shape,
+            trials_first=is_trials_first(shape, trials=len(table)),
+            dtype=stored.name,
+        ),
+        read_images=partial(read_pictures, root=place, files=pictures),
+        scale=layout.scale,
+        dtype=stored.name,
+        sources={
+            path: _fingerprint(place, path)
+            for path in (betas, f"{folder}trials.csv", *chosen.files, *caption_files)
+        }
+        | {path: place.fingerprint(path) for path in sorted(pictures.values())},
+        findings=(
+            f"{kept['session'].nunique()} sessions, {len(kept)} trials of {len(names)} images; "
+            f"{int((trials['split'] == 'test').sum())} trials test",
+            *caption_notes,
+            *(f"ROI {name}: {int(mask.sum()):,} voxels" for name, mask in chosen.rois.items()),
+        ),
+    )
+
+
+def required_files(
+    entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
+) -> list[RequiredFile]:
+    """Return what the folder must hold, present or not."""
+    place = Root(root, get=entry.get, storage=entry.storage)
+    folder = _folder(place, subject=subject)
+    present = [f"{folder}{name}" for name in BETAS if place.tree(f"{folder}{name}")]
+    present += [f"{folder}{name}" for name in BETAS if place.exists(f"{folder}{name}")]
+    betas = present[0] if present else f"{folder}{BETAS[0]}"
+    needed = [place.required(f"{folder}trials.csv")]
+    if any(EVERY_VOXEL not in roi.columns for roi in entry.rois.values() if roi.columns):
+        needed.append(place.required(f"{folder}voxels.csv"))
+    for path in (betas, f"{folder}images"):
+        sizes = list(place.tree(path).values()) or [place.size(path) or 0]
+        total = sum(sizes)
+        needed.append(RequiredFile(path=path, bytes=total or None, present=total > 0))
+    return needed
+
+
+@contextlib.contextmanager
+def open_array(root: Root, path: str, *, key: str | None) -> Iterator[Any]:
+    """Open betas for slicing without reading them."""
+    name = root.at(path)
+    if path.endswith(".zarr"):
+        yield store.open_foreign(name, storage=root.storage)
+    elif path.endswith(".npy"):
+        with root.local(path) as file:
+            try:
+                array = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"{name} is not a whole array of numbers ({error}); a dictionary saved by "
+                    f"GLMsingle becomes one by numpy.save('betas.npy', results['betasmd'])"
+                ) from None
+            yield array
+    else:
+        with root.open(path) as file:
+            try:
+                content = h5py.File(file, "r")
+            except OSError as error:
+                raise InputError(f"{name} cannot be read ({error}); write it again") from None
+            with content:
+                wanted = KEYS if key is None else (key,)
+                found = [one for one in wanted if isinstance(content.get(one), h5py.Dataset)]
+                if not found:
+                    raise InputError(
+                        f"{name} has no dataset {' or '.join(wanted)} but {', '.join(content)}; "
+                        f"name it as 'layout: {{key: ...}}' in the catalog entry"
+                    )
+                yield content[found[0]]
+
+
+def _folder(place: Root, *, subject: str) -> str:
+    own = place.exists(f"{subject}/trials.csv") or place.names(subject)
+    return f"{subject}/" if own else ""
+
+
+def _find_betas(place: Root, *, folder: str) -> str:
+    for name in BETAS:
+        path = f"{folder}{name}"
+        if place.exists(path) or (name.endswith(".zarr") and place.names(path)):
+            return path
+    raise InputError(f"{place.at(folder)} has none of {', '.join(BETAS)}; save the betas there")
+
+
+def _captions(
+    place: Root, *, folder: str, names: Sequence[str], table: pd.DataFrame
+) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
+    path = f"{folder}captions.csv"
+    if not place.exists(path):
+        groups = dict(zip(table["image_id"], table["group"], strict=True))
+        note = f"{place.at(path)} is absent: captions are the groups of trials.csv, or empty"
+        return {name: (groups[name],) for name in names}, [note], []
+    found = read_table(place, path, columns=("image_id", "caption"))
+    texts: dict[str, tuple[str, ...]] = {}
+    for image_id, text in zip(found["image_id"].astype(str), found["caption"], strict=True):
+        texts[stem_of(image_id)] = (*texts.get(stem_of(image_id), ()), str(text))
+    bare = [name for name in names if name not in texts]
+    if bare:
+        raise InputError(f"{place.at(path)} has no caption of image {bare[0]}; add a row for it")
+    return texts, [], [path]
+
+
+def _read_session(
+    session: int,
+    *,
+    root: Root,
+    path: str,
+    key: str | None,
+    rows: Mapping[int, np.ndarray],
+    voxels: np.ndarray,
+    shape: tuple[int, ...],
+    trials_first: bool,
+    dtype: str,
+) -> np.ndarray:
+    """Return (trial, voxel) of one session; only the span of its trials is read."""
+    wanted = rows[session]
+    first, last = int(wanted.min()), int(wanted.max()) + 1
+    with open_array(root, path, key=key) as array:
+        if tuple(array.shape) != tuple(shape):
+            raise InputError(f"{root.at(path)} has changed while it was read; start again")
+        if trials_first:
+            betas = np.asarray(array[first:last])[wanted - first][:, voxels]
+        else:
+            block = np.asarray(array[..., first:last]).reshape(-1, last - first)
+            betas = block[voxels][:, wanted - first].T
+    betas = np.ascontiguousarray(betas, dtype=dtype)
+    check_finite(betas, name=f"session {session} of {root.at(path)}")
+    return betas
+
+
+def _fingerprint(place: Root, path: str) -> str:
+    """Return the fingerprint of a file, or of every file of a Zarr folder."""
+    if place.exists(path):
+        return place.fingerprint(path)
+    return digest_of({part: place.fingerprint(part) for part in place.tree(path)})
