@@ -136,7 +136,10 @@ def write_gallery(
             {"name": name, "span": len(list(members))}
             for name, members in groupby(table.protocol.metrics, key=lambda m: m.group)
         ],
-        metrics=[_metric(m, table=table, system=system) for m in table.protocol.metrics],
+        metrics=[
+            {"position": position, **_metric(m, table=table, system=system)}
+            for position, m in enumerate(table.protocol.metrics)
+        ],
         score_rows=_score_rows(table, system=system),
         p_values=[_p(table.score(row=system, metric=m.name).p) for m in table.protocol.metrics],
         differences=_differences(table, system=system),
@@ -145,7 +148,11 @@ def write_gallery(
         n=count,
         tile=_tile_size(sum(images.shape[1] for images in pictured.values())),
         groups=[{"name": g, "count": k} for g, k in sorted(Counter(categories).items()) if g],
-        columns=content["columns"][1:],
+        columns=[
+            {"position": position, "label": column["label"]}
+            for position, column in enumerate(content["columns"])
+            if column["kind"] != "seen"
+        ],
         latents=_latent_lines(latents or {}),
         latent_columns=_latent_columns(latents or {}),
         charts=[chart(name, lines=lines) for name, lines in (curves or {}).items() if lines],
@@ -271,7 +278,8 @@ def _headline(table: Table, *, system: str) -> dict[str, Any] | None:
             )
     direction = "higher" if metric.higher_is_better else "lower"
     unit = "percent, " if metric.percent else ""
-    return {"label": f"{metric.description}; {unit}{direction} is better", "figures": figures}
+    about = f"{metric.description[:1].upper()}{metric.description[1:]}"
+    return {"label": f"{about}; {unit}{direction} is better", "figures": figures}
 
 
 def _lead(table: Table, *, system: str) -> str:

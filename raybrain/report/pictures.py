@@ -91,7 +91,7 @@ def image_grid(
         raise ValueError(f"a grid needs as many images in every line, at least one; found {counts}")
     total = next(iter(counts.values()))
     font = ImageFont.load_default(size=max(11, tile // 7))
-    small_size = max(9, tile // 10)
+    small_size = max(9, tile // 9)
     small = ImageFont.load_default(size=small_size)
     gap = max(4, tile // 16)
     margin = gap + max(int(font.getlength(label)) for label in columns) + 2 * gap
@@ -116,10 +116,10 @@ def image_grid(
                 if captions and line == 0:
                     place = (
                         margin + column * (tile + gap) + tile // 2,
-                        top + len(columns) * (tile + gap),
+                        top + len(columns) * (tile + gap) + small_size,
                     )
                     words = _shortened(captions[k], font=small, width=tile)
-                    draw.text(place, words, "#666666", font=small, anchor="mt")
+                    draw.text(place, words, "#666666", font=small, anchor="ms")
     if path is not None:
         canvas.save(path, optimize=True)
     return np.asarray(canvas)
