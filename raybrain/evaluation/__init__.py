@@ -3,6 +3,7 @@
 Read `protocols` first: it declares what is computed. `scoring.score_rows` does it.
 """
 
+from raybrain.evaluation.categories import CategoryScore, category_accuracy
 from raybrain.evaluation.floors import (
     category_means,
     mean_image,
@@ -37,12 +38,14 @@ __all__ = [
     "RANDOM_TRAINING",
     "SHUFFLED",
     "SYSTEM",
+    "CategoryScore",
     "Difference",
     "LatentScores",
     "Metric",
     "Protocol",
     "Score",
     "Table",
+    "category_accuracy",
     "category_means",
     "correlation_distance",
     "extract_features",

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from raybrain.config import Experiment
     from raybrain.outputs import Output
 
-SHOWN_FILES = 12
-
 
 def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
@@ -72,11 +70,9 @@ def _data(experiment: Experiment) -> list[str]:
         known = sum(file.bytes or 0 for file in absent)
         about = f", about {_bytes(known)}" if known else ""
         lines.append(f"{'':<{STAGE_COLUMN}}{len(absent)} files missing{about}:")
-        for file in absent[:SHOWN_FILES]:
+        for file in absent:
             note = f"  {_bytes(file.bytes)}" if file.bytes else ""
             lines.append(f"{'':<{STAGE_COLUMN}}  {file.path}{note}")
-        if len(absent) > SHOWN_FILES:
-            lines.append(f"{'':<{STAGE_COLUMN}}  and {len(absent) - SHOWN_FILES} more")
         if entry.get:
             lines.append(f"{'':<{STAGE_COLUMN}}{entry.get}")
     return lines

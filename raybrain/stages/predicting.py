@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ESTIMATES = "estimates"
 """Group of the least-squares predictions, which squared errors are computed from."""
 
+TRIALS = "trials"
+"""Group of the least-squares predictions of single trials, in order of acquisition."""
+
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Write the decoded targets of every test image, its repeats averaged."""
@@ -36,27 +39,41 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     rows = image_rows(opened)
     image_ids = opened.images.index[np.unique(rows)].tolist()
     decoded: dict[str, np.ndarray] = {}
+    by_trial: dict[str, np.ndarray] = {}
     for target, decode in outputs.targets(experiment):
         decoder = load_decoder(Path(outputs.decoder(experiment, target).folder) / DECODER)
-        predicted = decoder.predict(
-            opened.betas(voxels=opened.mask(decode.rois)),
-            session=trials["session"].to_numpy(),
-            image_id=rows,
-        )
-        shape = (len(image_ids), *target_shape(experiment, target))
-        decoded[target] = predicted.values.reshape(shape)
-        decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(shape)
+        betas = opened.betas(voxels=opened.mask(decode.rois))
+        session = trials["session"].to_numpy()
+        predicted = decoder.predict(betas, session=session, image_id=rows)
+        single = decoder.predict(betas, session=session, image_id=rows, average=False)
+        shape = target_shape(experiment, target)
+        decoded[target] = predicted.values.reshape(len(image_ids), *shape)
+        decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(len(image_ids), *shape)
+        by_trial[target] = single.estimates.reshape(len(rows), *shape)
+    attributes = {"store": subject.seal.digest}
+    _write(output.folder, decoded, image_ids=image_ids, attributes=attributes)
+    trial_ids = trials["image_id"].tolist()
+    _write(f"{output.folder}/{TRIALS}", by_trial, image_ids=trial_ids, attributes=attributes)
+    return Made(f"{len(trials):,} test trials -> {len(image_ids):,} images")
+
+
+def _write(
+    folder: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    image_ids: list[str],
+    attributes: dict[str, str],
+) -> None:
     store.create_rows(
-        output.folder,
-        {name: (values.shape[1:], "float32") for name, values in decoded.items()},
+        folder,
+        {name: (values.shape[1:], "float32") for name, values in arrays.items()},
         image_ids=image_ids,
         rows_per_block=store.IMAGES_PER_CHUNK,
-        attributes={"store": subject.seal.digest},
+        attributes=attributes,
     )
-    for name, values in decoded.items():
-        for block in store.missing_blocks(output.folder, name):
-            store.write_block(output.folder, name, values[block.start : block.stop], block=block)
-    return Made(f"{len(trials):,} test trials -> {len(image_ids):,} images")
+    for name, values in arrays.items():
+        for block in store.missing_blocks(folder, name):
+            store.write_block(folder, name, values[block.start : block.stop], block=block)
 
 
 def target_shape(experiment: Experiment, target: str) -> tuple[int, ...]:

@@ -17,10 +17,11 @@ from raybrain.evaluation import (
     NEAREST_TRAINING,
     RANDOM_TRAINING,
     SYSTEM,
+    CategoryScore,
     LatentScores,
 )
 from raybrain.stages import Made, drawing
-from raybrain.stages.predicting import ESTIMATES
+from raybrain.stages.predicting import ESTIMATES, TRIALS
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
@@ -61,6 +62,11 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         )
     latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
     text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
+    categories = category_scores(experiment) if opened.attributes["target"] == "category" else {}
+    if categories:
+        text += "\nimages are category prototypes: these scores measure category decoding\n"
+    for target, score in categories.items():
+        text += f"{target}: {score}\n"
     (folder / TABLE).write_text(text)
     table.to_csv(folder / "scores.csv")
     (folder / "scores.tex").write_text(table.to_latex())
@@ -81,6 +87,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
     _log(experiment, run, table=table, latents=latents, folder=folder)
+    run.log_metrics(
+        {f"{target}.category_accuracy": score.value for target, score in categories.items()}
+    )
     return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
 
 
@@ -100,6 +109,27 @@ def latent_table(
             training_mean=store.read_rows(features, target, image_ids=training_ids)[:, :width].mean(
                 axis=0
             ),
+            resamples=experiment.evaluate.bootstrap,
+            seed=experiment.seed,
+        )
+    return found
+
+
+def category_scores(experiment: Experiment) -> dict[str, CategoryScore]:
+    """Return how well single test trials tell the categories apart, by target."""
+    trials = f"{outputs.predictions(experiment).folder}/{TRIALS}"
+    names = store.row_ids(trials)
+    categories = sorted(set(names))
+    truth = np.array([categories.index(name) for name in names])
+    features = outputs.features(experiment).folder
+    found = {}
+    for target, _ in outputs.targets(experiment):
+        predicted = store.read_rows(trials, target)
+        prototypes = store.read_rows(features, target, image_ids=categories)
+        found[target] = evaluation.category_accuracy(
+            predicted=predicted,
+            prototypes=prototypes[:, : predicted.shape[1]],
+            truth=truth,
             resamples=experiment.evaluate.bootstrap,
             seed=experiment.seed,
         )
