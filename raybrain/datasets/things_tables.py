@@ -45,7 +45,8 @@ def read_table(root: Root, path: str, *, columns: Iterable[str] = ()) -> pd.Data
     name = root.at(path)
     text = root.read(path).decode("utf-8-sig")
     first = text.split("\n", 1)[0]
-    delimiter = max("\t,;", key=first.count)
+    # A tab never occurs within a column name, a comma does: "(from WordNet, Google, ...)".
+    delimiter = next((one for one in "\t,;" if one in first), ",")
     try:
         table = pd.read_csv(io.StringIO(text), sep=delimiter, na_values=["n/a"])
     except (ValueError, pd.errors.ParserError) as error:
@@ -156,8 +157,10 @@ def pick_columns(table: pd.DataFrame, *, columns: tuple[str, ...], name: str) ->
     for column in columns:
         plain = plain_name(column)
         if plain not in table.columns:
-            close = difflib.get_close_matches(plain, list(table.columns), n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see its first line"
+            known = [str(one) for one in table.columns]
+            close = [one for one in known if one.startswith(plain)]
+            close += difflib.get_close_matches(plain, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "see its first line"
             raise InputError(f"{name} has no column '{plain}'; {hint}")
         mask |= table[plain].to_numpy(dtype=float) > 0.5
     return mask

@@ -156,7 +156,7 @@ class Haxby:
 
 
 def write_haxby(root: Path, *, alone: bool = False, delay: int = 2, stimuli: bool = False) -> Haxby:
-    """Responses follow the labels after ``delay`` volumes, with a line drifting through each run."""
+    """Responses follow the labels after ``delay`` volumes; a line drifts through each run."""
     rng = np.random.default_rng(4)
     patterns = {category: rng.standard_normal(GRID) for category in CATEGORIES}
     on = np.abs(rng.standard_normal(GRID)) + 1.0

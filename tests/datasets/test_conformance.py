@@ -24,7 +24,9 @@ from tests.datasets.nsd_tree import SUBJECT, write_surface, write_tree
 from tests.datasets.test_nsd import entry as nsd_entry
 
 
-def entry(reader: str, *, subject: str, rois: dict, split: dict, layout: dict) -> CatalogEntry:
+def entry(
+    reader: str, *, subject: str, rois: dict, split: dict, layout: dict, expect: dict | None = None
+) -> CatalogEntry:
     return CatalogEntry.model_validate(
         {
             "name": reader,
@@ -36,6 +38,7 @@ def entry(reader: str, *, subject: str, rois: dict, split: dict, layout: dict) -
             "rois": rois,
             "split": split,
             "layout": layout,
+            "expect": expect or {},
             "licence": {"name": "none", "url": "none", "redistributable": True},
             "cite": "none",
         }
@@ -103,7 +106,7 @@ CASES = [
     ),
     Case(
         "things-volumes",
-        things_entry(layout={"source": "betas_vol"}),
+        things_entry(layout={"source": "betas_vol"}, expect={"sessions": 3, "runs_per_session": 2}),
         "sub-01",
         lambda root: trees.write_things(root, source="betas_vol"),
     ),
