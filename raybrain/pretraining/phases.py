@@ -55,9 +55,7 @@ def pretrain(
     how
         ``parallel``, ``device``, ``rank`` and ``world``, as for `optimise.optimise`.
     """
-    pictures = open_pictures(
-        size=settings.images.size, folder=settings.images.folder, captions=settings.images.captions
-    )
+    pictures = open_pictures(settings.images)
     parts = new_parts(settings, captions=_all_captions(pictures))
     state = state or {"phase": PHASES[0], "optimiser": None, "parts": {}}
     parts.load_state(state["parts"])
@@ -83,9 +81,7 @@ def pretrain(
 
 def finished_parts(settings: Pretraining, state: dict[str, Any]) -> Parts:
     """Return the parts of a state with the averaged weights of the phase it was saved in."""
-    pictures = open_pictures(
-        size=settings.images.size, folder=settings.images.folder, captions=settings.images.captions
-    )
+    pictures = open_pictures(settings.images)
     parts = new_parts(settings, captions=_all_captions(pictures))
     parts.load_state(state["parts"])
     holder = nn.Module()

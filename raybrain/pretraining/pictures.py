@@ -3,8 +3,10 @@
 import csv
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from raybrain.config import InputError
+from raybrain.pretraining.settings import Images
 from raybrain.stimuli import pretraining_emoji, render_all
 
+Item = TypeVar("Item")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
@@ -36,36 +40,35 @@ class Pictures:
         return len(self.captions)
 
 
-def open_pictures(*, size: int, folder: str | None, captions: str | None) -> Pictures:
+def open_pictures(settings: Images) -> Pictures:
     """Return the pictures of a folder, or OpenMoji without the held-out families.
 
     Parameters
     ----------
-    size
-        Pixels along one side.
-    folder
-        A folder of images (searched recursively); OpenMoji when None.
-    captions
-        A csv with the columns ``file`` (relative to `folder`) and ``caption``, one row per caption;
-        the file names are the captions when None.
+    settings
+        A folder of images is searched recursively. Its csv has the columns ``file`` (relative to
+        the folder) and ``caption``, one row per caption; without one, file names are captions.
 
     Raises
     ------
     InputError
         If the folder holds no image, or an image has no caption.
     """
-    if folder is None:
-        emoji = pretraining_emoji()
+    if settings.folder is None:
+        emoji = _spread(pretraining_emoji(), settings.limit)
         return Pictures(
-            pixels=_to_tensor(render_all(emoji, size=size)),
+            pixels=_to_tensor(render_all(emoji, size=settings.size)),
             captions=tuple(e.captions for e in emoji),
             weight=_family_weight([e.family for e in emoji]),
         )
-    root = Path(folder)
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS)
+    root = Path(settings.folder)
+    found = _spread(
+        sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS), settings.limit
+    )
     if not found:
         kinds = ", ".join(sorted(ENDINGS))
         raise InputError(f"no image ({kinds}) was found in {root}: point images.folder at one")
+    captions = settings.captions
     said = _read_captions(captions) if captions else {}
     names = [p.relative_to(root).as_posix() for p in found]
     missing = [name for name in names if captions and name not in said]
@@ -75,7 +78,7 @@ def open_pictures(*, size: int, folder: str | None, captions: str | None) -> Pic
             "add a row 'file,caption' for each image"
         )
     return Pictures(
-        pixels=_to_tensor(np.stack([_read(p, size=size) for p in found])),
+        pixels=_to_tensor(np.stack([_read(p, size=settings.size) for p in found])),
         captions=tuple(
             said.get(name) or (_words(path.stem),) for name, path in zip(names, found, strict=True)
         ),
@@ -132,6 +135,12 @@ def _hue_rotation(angle: Tensor) -> Tensor:
         + sin[:, None, None] * cross
         + (1 - cos)[:, None, None] * grey
     )
+
+
+def _spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    if limit is None or limit >= len(items):
+        return items
+    return [items[k * len(items) // limit] for k in range(limit)]
 
 
 def _family_weight(families: list[str]) -> Tensor:

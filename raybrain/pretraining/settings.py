@@ -17,6 +17,8 @@ class Images(Section):
     """A folder of images; OpenMoji without the held-out families when not given."""
     captions: Location | None = None
     """A csv with columns file and caption; the file names caption when not given."""
+    limit: Positive | None = None
+    """Use only so many, evenly spread; all when not given."""
     size: Positive = 64
     """Pixels along one side."""
 

@@ -1,0 +1,387 @@
+"""Pretraining: the schedule and losses in closed form, and the whole path at toy sizes."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raybrain.config import InputError, load
+from raybrain.pretraining.autoencoder import (
+    decode,
+    encode,
+    new_autoencoder,
+    standardise_latents,
+)
+from raybrain.pretraining.denoiser import VelocityLoss, alphas_cumprod, new_scheduler
+from raybrain.pretraining.optimise import learning_rate, optimise, use_average
+from raybrain.pretraining.parts import export
+from raybrain.pretraining.phases import finished_parts, pretrain
+from raybrain.pretraining.pictures import Pictures, open_pictures, vary
+from raybrain.pretraining.run import digest
+from raybrain.pretraining.settings import (
+    Autoencoder,
+    Denoiser,
+    Images,
+    Optimisation,
+    Pretraining,
+    Text,
+)
+from raybrain.pretraining.text import ContrastiveLoss, new_text_encoder, new_tokenizer, tokenize
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "raybrain" / "assets" / "pocket-diffusion"
+
+
+def test_the_schedule_is_the_shifted_cosine_and_ends_in_noise():
+    kept = alphas_cumprod(steps=1000, shift=0.9)
+    for step in (1, 250, 500, 800, 999):
+        expected = -2 * math.log(math.tan(math.pi * step / 2000)) + 0.9
+        found = torch.logit(kept[step - 1]).item()
+        assert found == pytest.approx(expected, abs=1e-9)
+    assert kept[-1] == 0
+    assert (kept.diff() < 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_samplers_built_from_the_config_keep_the_schedule():
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    settings = Denoiser(log_snr_shift=0.5)
+    config = new_scheduler(settings).config
+    wanted = alphas_cumprod(steps=1000, shift=0.5)
+    for kind in (DDIMScheduler, DPMSolverMultistepScheduler):
+        sampler = kind.from_config(config)
+        torch.testing.assert_close(sampler.alphas_cumprod.double(), wanted, atol=2e-4, rtol=0)
+        sampler.set_timesteps(20)
+        assert sampler.timesteps[0] == 999
+
+
+class _Knows(nn.Module):
+    """A U-Net that knows latents are zero: then the velocity is the noise, scaled."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, noisy, step, encoder_hidden_states):
+        kept = self.kept[step][:, None, None, None]
+        # noisy = sqrt(1 - a) noise and v = sqrt(a) noise
+        velocity = (kept.sqrt() / (1 - kept).clamp(min=1e-6).sqrt()) * noisy
+        return type("Output", (), {"sample": self.scale * velocity})()
+
+
+def test_velocity_loss_vanishes_for_the_right_velocity_and_only_for_it():
+    settings = Denoiser(noise_steps=100)
+    unet = _Knows(new_scheduler(settings).alphas_cumprod.clamp(0, 1).float())
+    loss = VelocityLoss(unet, settings=settings)
+    latents, captions = torch.zeros(16, 4, 8, 8), torch.zeros(16, 3, 8)
+    torch.manual_seed(0)
+    assert loss(latents, captions)["loss"].item() == pytest.approx(0, abs=1e-6)
+    unet.scale.data += 0.5
+    assert loss(latents, captions)["loss"].item() > 0.02
+
+
+def test_contrastive_loss_agrees_with_numpy_and_counts_repeats_as_matches():
+    settings = Text(vocabulary=600, tokens=8, width=16, layers=1, heads=2)
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(["a red dog", "a blue cat"], settings=settings)
+    encoder = new_text_encoder(tokenizer, settings=settings).eval()
+    loss = ContrastiveLoss(encoder, features=12).eval()
+    ids = tokenize(["a dog", "cat", "red"], tokenizer=tokenizer)
+    features = torch.randn(3, 12)
+    picture = torch.tensor([4, 7, 4])
+    with torch.no_grad():
+        found = loss(ids, features, picture)["loss"].item()
+        said = loss.say(encoder(ids).pooler_output).numpy()
+        seen = loss.look(features).numpy()
+    said /= np.linalg.norm(said, axis=1, keepdims=True)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    logits = said @ seen.T * math.exp(2.5)
+    same = picture.numpy()[:, None] == picture.numpy()[None, :]
+    wanted = same / same.sum(1, keepdims=True)
+
+    def entropy(x):
+        return -(wanted * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1).mean()
+
+    assert found == pytest.approx((entropy(logits) + entropy(logits.T)) / 2, abs=1e-4)
+
+
+def test_the_tokenizer_spells_what_it_never_saw(tmp_path):
+    from transformers import CLIPTokenizer
+
+    settings = Text(vocabulary=560, tokens=12)
+    tokenizer = new_tokenizer(["dog face, animal", "cat face, animal"] * 5, settings=settings)
+    assert len(tokenizer) <= 560
+    assert tokenizer.tokenize("face") == ["face</w>"]
+    ids = tokenize(["zebra ü", "dog " * 30], tokenizer=tokenizer)
+    assert ids.shape == (2, 12)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ", "") == "zebraü"
+    assert (ids[:, 0] == tokenizer.bos_token_id).all()
+    assert (ids[:, -1] == tokenizer.eos_token_id).all()
+    tokenizer.save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    assert (tokenize(["zebra ü", "dog " * 30], tokenizer=again) == ids).all()
+
+
+def test_vary_does_nothing_at_zero_and_mirrors_at_one():
+    torch.manual_seed(0)
+    pixels = torch.rand(3, 3, 16, 16) * 2 - 1
+    still = vary(pixels, flip=0, shift=0, zoom=0, hue=0)
+    torch.testing.assert_close(still, pixels, atol=1e-5, rtol=0)
+    mirrored = vary(pixels, flip=1, shift=0, zoom=0, hue=0)
+    torch.testing.assert_close(mirrored, pixels.flip(-1), atol=1e-5, rtol=0)
+
+
+def test_vary_moves_on_white_and_keeps_grey():
+    torch.manual_seed(0)
+    grey = torch.full((8, 3, 16, 16), 0.2)
+    torch.testing.assert_close(vary(grey, flip=0, shift=0, zoom=0, hue=1), grey, atol=1e-5, rtol=0)
+    black = torch.full((8, 3, 16, 16), -1.0)
+    moved = vary(black, flip=0, shift=0.3, zoom=0, hue=0)
+    assert moved.amax() == pytest.approx(1, abs=1e-5)
+    red = torch.zeros(8, 3, 4, 4)
+    red[:, 0] = 0.5
+    turned = vary(red, flip=0, shift=0, zoom=0, hue=1)
+    torch.testing.assert_close(turned.sum(1), red.sum(1), atol=1e-5, rtol=0)
+    assert (turned[:, 0] < 0.45).any()
+
+
+def test_standardised_latents_have_unit_variance_and_decode_as_before():
+    torch.manual_seed(0)
+    settings = Autoencoder(channels=(16, 32), perceptual=0)
+    vae = new_autoencoder(settings=settings, size=16).eval()
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    pictures = Pictures(pixels=pixels, captions=(("x",),) * 12, weight=torch.ones(12))
+    unit = pixels.float() / 127.5 - 1
+    before = decode(vae, encode(vae, unit))
+    spread = (
+        vae.encode(unit).latent_dist.std
+        / vae.encode(unit).latent_dist.mean.std((0, 2, 3))[None, :, None, None]
+    )
+    standardise_latents(vae, pictures)
+    latents = encode(vae, unit)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(decode(vae, latents), before, atol=1e-4, rtol=0)
+    after = vae.encode(unit).latent_dist
+    torch.testing.assert_close(
+        after.std * vae.config["scaling_factor"], spread, atol=1e-3, rtol=1e-3
+    )
+
+
+class _Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, y):
+        return {"loss": (self.slope * x - y).square().mean()}
+
+
+def _points(count):
+    x = torch.randn(count)
+    return x, 3 * x
+
+
+def test_optimise_finds_the_slope_and_a_resumed_run_equals_an_unbroken_one():
+    settings = Optimisation(steps=60, batch_size=8, lr=0.3, warmup=1, ema=0.9, report_every=20)
+    whole = _Line()
+    reports = list(optimise(whole, draw=_points, settings=settings, seed=1))
+    assert [r.step for r in reports] == [20, 40, 60]
+    assert reports[-1].metrics["loss"] < 0.05 < reports[0].metrics["loss"]
+    final = reports[-1].state()
+    use_average(whole, final)
+    assert whole.slope.item() == pytest.approx(3, abs=0.2)
+
+    broken = _Line()
+    state = next(optimise(broken, draw=_points, settings=settings, seed=1)).state()
+    again = list(optimise(_Line(), draw=_points, settings=settings, seed=1, state=state))
+    resumed = again[-1].state()
+    assert [r.step for r in again] == [40, 60]
+    assert torch.equal(resumed["weights"]["slope"], final["weights"]["slope"])
+    assert torch.equal(resumed["average"]["slope"], final["average"]["slope"])
+
+
+def test_learning_rate_warms_up_and_falls_to_a_twentieth():
+    settings = Optimisation(steps=1000, batch_size=1, lr=1.0, warmup=10)
+    assert learning_rate(0, settings=settings) == pytest.approx(0.1)
+    assert learning_rate(500, settings=settings) == pytest.approx(0.525)
+    assert learning_rate(1000, settings=settings) == pytest.approx(0.05)
+
+
+def _folder_of_squares(folder):
+    from PIL import Image
+
+    colours = {"red square": "red", "blue square": "blue", "green_square": "green"}
+    for name, colour in colours.items():
+        picture = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+        picture.paste(colour, (10, 5, 30, 25))
+        picture.save(folder / f"{name}.png")
+    return folder
+
+
+def test_a_folder_is_read_on_white_with_names_or_a_csv_as_captions(tmp_path):
+    folder = _folder_of_squares(tmp_path)
+    pictures = open_pictures(Images(folder=str(folder), size=16))
+    assert pictures.pixels.shape == (3, 3, 16, 16)
+    assert pictures.captions == (("blue square",), ("green square",), ("red square",))
+    assert (pictures.pixels[:, :, 0, 0] == 255).all()
+    assert pictures.pixels[0, :, 8, 8].tolist() == [0, 0, 255]
+    table = tmp_path / "said.csv"
+    table.write_text("file,caption\nred square.png,a\nred square.png,b\nblue square.png,c\n")
+    with pytest.raises(InputError, match=r"no caption for green_square.png"):
+        open_pictures(Images(folder=str(folder), captions=str(table), size=16))
+    with pytest.raises(InputError, match="no image"):
+        open_pictures(Images(folder=str(tmp_path / "nowhere"), size=16))
+
+
+def _toy(folder, **changes):
+    def brief(steps, every):
+        return {"steps": steps, "batch_size": 8, "lr": 2e-3, "warmup": 2, "report_every": every}
+
+    tree = {
+        "name": "toy",
+        "workspace": str(folder),
+        "images": {"size": 16, "limit": 12},
+        "autoencoder": {"channels": [16, 32], "perceptual": 0, "optimisation": brief(20, 10)},
+        "text": {
+            "vocabulary": 600,
+            "tokens": 8,
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "optimisation": brief(20, 10),
+        },
+        "denoiser": {
+            "channels": [16, 32],
+            "heads_of": 16,
+            "copies": 2,
+            "optimisation": brief(20, 10),
+        },
+        "cpus": 1,
+    }
+    return Pretraining.model_validate(tree | changes)
+
+
+@pytest.fixture(scope="module")
+def toy_reports(tmp_path_factory):
+    settings = _toy(tmp_path_factory.mktemp("toy"))
+    return settings, [(report, report.state()) for report in pretrain(settings)]
+
+
+def test_pretraining_goes_through_all_phases_and_every_loss_falls(toy_reports):
+    _, reports = toy_reports
+    found = [report for report, _ in reports]
+    assert [r.phase for r in found] == ["autoencoder"] * 2 + ["text"] * 2 + ["denoiser"] * 2
+    assert [r.epoch for r in found] == [10, 20, 30, 40, 50, 60]
+    for early, late in zip(found[::2], found[1::2], strict=True):
+        assert late.metrics["loss"] < early.metrics["loss"]
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 2, 4])
+def test_continued_pretraining_equals_an_unbroken_one(toy_reports, stopped_at):
+    settings, reports = toy_reports
+    *_, last = pretrain(settings, state=reports[stopped_at][1])
+    unbroken = reports[-1][1]["optimiser"]["average"]
+    continued = last.state()["optimiser"]["average"]
+    for key, value in unbroken.items():
+        torch.testing.assert_close(continued[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_exported_folder_draws_in_diffusers(toy_reports, tmp_path):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    settings, reports = toy_reports
+    export(finished_parts(settings, reports[-1][1]), tmp_path)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    average = reports[-1][1]["optimiser"]["average"]["unet.conv_in.weight"]
+    shipped = pipeline.unet.conv_in.weight
+    torch.testing.assert_close(shipped.float(), average, atol=1e-3, rtol=1e-3)
+    pipeline.to(torch.float32)
+    images = pipeline(
+        prompt=["dog"],
+        image=torch.randn(1, 4, 8, 8),
+        strength=0.5,
+        num_inference_steps=4,
+        output_type="np",
+    ).images
+    assert images.shape == (1, 16, 16, 3)
+    assert np.isfinite(images).all()
+
+
+def test_only_settings_that_change_the_weights_change_the_digest(tmp_path):
+    settings = _toy(tmp_path)
+    assert digest(settings) == digest(_toy(tmp_path / "elsewhere", workers=2, cpus=2))
+    assert digest(settings) != digest(_toy(tmp_path, seed=1))
+
+
+def test_the_shipped_experiment_is_valid_and_a_typo_is_named():
+    file = ROOT / "jobs" / "experiments" / "pocket.yaml"
+    settings = load(file, (), schema=Pretraining)
+    assert settings.images.folder is None
+    with pytest.raises(InputError, match=r"denoiser\.chanels"):
+        load(file, ("denoiser.chanels=[8]",), schema=Pretraining)
+
+
+def test_the_shipped_generator_is_small_and_whole():
+    weights = list(ASSETS.glob("*/*.safetensors"))
+    assert len(weights) == 3
+    assert sum(path.stat().st_size for path in weights) <= 28e6
+    for part in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
+        assert (ASSETS / part).is_file()
+
+
+SMOKE = [
+    "images.limit=12",
+    "images.size=16",
+    "autoencoder.channels=[16,32]",
+    "autoencoder.perceptual=0",
+    "autoencoder.optimisation.steps=12",
+    "autoencoder.optimisation.batch_size=4",
+    "autoencoder.optimisation.report_every=4",
+    "text.width=16",
+    "text.heads=2",
+    "text.layers=1",
+    "text.optimisation.steps=4",
+    "text.optimisation.batch_size=8",
+    "denoiser.channels=[16,32]",
+    "denoiser.heads_of=16",
+    "denoiser.copies=1",
+    "denoiser.optimisation.steps=8",
+    "denoiser.optimisation.batch_size=4",
+    "denoiser.optimisation.report_every=4",
+    "cpus=1",
+]
+
+
+@pytest.mark.ray
+def test_the_job_trains_records_and_exports(tmp_path):
+    from mlflow import MlflowClient
+
+    command = [sys.executable, "jobs/pretrain.py", "jobs/experiments/pocket.yaml", *SMOKE]
+    done = subprocess.run(
+        [*command, f"workspace={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "generators" / "pocket-diffusion"
+    assert f"generator.checkpoint={folder}" in done.stdout
+    assert len(list(folder.glob("*/*.safetensors"))) == 3
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pretraining")
+    runs = client.search_runs([experiment.experiment_id], "tags.`raybrain.stage` = 'pretrain'")
+    history = client.get_metric_history(runs[0].info.run_id, "autoencoder/loss")
+    assert [m.step for m in history] == [4, 8, 12]
+    assert history[-1].value < history[0].value
+    assert client.get_metric_history(runs[0].info.run_id, "denoiser/loss")[-1].step == 8
