@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from raybrain.config import InputError, Training
+from raybrain.decoders.published import Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
-from raybrain.training import fit, resident
+from raybrain.training import Batch, fit, resident, streamed
+from raybrain.training.losses import row_loss, soft_clip
+from raybrain.training.workers import Workers
 
 
 def data(*, rows=200, voxels=20, outputs=6, seed=0):
@@ -171,6 +174,45 @@ def test_workers_share_a_batch_without_changing_the_result(workers, contrastive)
             assert many.train_loss == pytest.approx(one.train_loss, rel=1e-4)
 
 
+def test_a_network_that_samples_shares_its_samples_between_workers():
+    # Without batch normalisation, whose statistics are those of a worker's own rows.
+    def vae():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = Vae(voxels=20, outputs=6, share_middle=True, width=32)
+        for layer in network.decoder[:2]:
+            layer[1] = nn.Identity()
+        return network
+
+    settings = SETTINGS.model_copy(update={"lr": 3e-4, "epochs": 3})
+    _, alone = run(vae(), settings=settings)
+    for _, epochs in several(2, model=vae, settings=settings):
+        assert epochs[-1].validation_loss == pytest.approx(alone[-1].validation_loss, rel=1e-3)
+
+
+def test_batch_statistics_are_a_workers_own_and_differ_a_little():
+    def vae():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Vae(voxels=20, outputs=6, share_middle=True, width=32)
+
+    settings = SETTINGS.model_copy(update={"lr": 3e-4, "epochs": 3})
+    _, alone = run(vae(), settings=settings)
+    for _, epochs in several(2, model=vae, settings=settings):
+        assert epochs[-1].validation_loss == pytest.approx(alone[-1].validation_loss, rel=0.05)
+
+
+def test_batch_statistics_of_one_row_are_refused():
+    inputs, targets = data(rows=5)
+    settings = SETTINGS.model_copy(update={"batch_size": 2})
+    with pytest.raises(InputError, match="2 or more rows per worker; 5 rows in batches of 2"):
+        run(
+            Vae(voxels=20, outputs=6, share_middle=True, width=32),
+            train=resident(inputs, targets=targets),
+            settings=settings,
+        )
+
+
 def test_a_run_goes_on_with_another_number_of_workers():
     _, alone = run()
     for epoch in fit(network(), **feeds(), settings=SETTINGS, seed=3):
@@ -227,6 +269,108 @@ def test_fewer_rows_than_the_batch_are_one_batch():
     assert np.isfinite(epochs[-1].train_loss)
 
 
+def test_a_cosine_loss_turns_predictions_towards_their_targets():
+    def similarity(**losses):
+        model, _ = run(network(dropout=0.0), **losses)
+        validation = feeds()["validation"]
+        with torch.no_grad():
+            predictions = model(validation.inputs)
+        return torch.cosine_similarity(predictions, validation.targets, dim=1).mean().item()
+
+    inputs, targets = data(rows=40)
+    batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.ones(40))
+    opposite = row_loss(-3 * batch.targets, batch, rows=40, cosine=1.0)
+    plain = row_loss(-3 * batch.targets, batch, rows=40, cosine=0.0)
+    assert (opposite - plain).item() == pytest.approx(2.0, rel=1e-5)
+    assert similarity(cosine=1.0) > similarity() - 0.01
+
+
+def test_the_contrastive_loss_is_least_for_the_targets_themselves():
+    inputs, targets = data(rows=40)
+    batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.ones(40))
+    setup = {"noise": None, "workers": Workers(rank=0, size=1, sum=lambda values: values)}
+    right = soft_clip(batch.targets, batch, **setup)
+    assert torch.allclose(right, soft_clip(7 * batch.targets, batch, **setup))
+    for seed in range(5):
+        shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(targets))
+        assert soft_clip(shuffled, batch, **setup) > right + 1.0
+    wanted = torch.softmax(
+        nn.functional.normalize(batch.targets) @ nn.functional.normalize(batch.targets).T / 0.125,
+        dim=1,
+    )
+    entropy = -(wanted * wanted.log()).sum(dim=1).mean()
+    assert torch.allclose(right, entropy, rtol=1e-4)  # symmetric, so both halves are the entropy
+
+
+def chunked(inputs, targets, *, sizes, log=None):
+    starts = np.cumsum([0, *sizes])
+
+    def read(chunk):
+        rows = slice(starts[chunk], starts[chunk + 1])
+        if log is not None:
+            log.append(chunk)
+        return Batch(
+            torch.from_numpy(inputs[rows]),
+            torch.from_numpy(targets[rows]),
+            torch.ones(sizes[chunk]),
+        )
+
+    return read
+
+
+SIZES = (40, 25, 60, 35, 40)
+
+
+def test_streamed_rows_come_once_each_and_as_they_are():
+    inputs, targets = data()
+    log = []
+    feed = streamed(
+        chunked(inputs, targets, sizes=SIZES, log=log),
+        sizes=SIZES,
+        row_bytes=104,
+        memory=2 * 60 * 104,
+    )
+    assert feed.together == 1
+    for epoch in range(2):
+        order = feed.order(torch.Generator().manual_seed(epoch))
+        assert sorted(order.tolist()) == list(range(200))
+        assert (torch.diff(order) == 1).float().mean() < 0.2
+        log.clear()
+        seen = [feed.read(rows) for rows in order.split(32)]
+        assert sorted(log) == list(range(5))  # each chunk is read once
+        np.testing.assert_array_equal(torch.cat([b.inputs for b in seen]), inputs[order])
+        np.testing.assert_array_equal(torch.cat([b.targets for b in seen]), targets[order])
+        assert len(feed._loaded) + len(feed._coming) <= 2
+    anyhow = torch.randperm(200)[:50]
+    np.testing.assert_array_equal(feed.read(anyhow).inputs, inputs[anyhow])
+
+
+def test_streamed_training_resumes_and_explains_as_much():
+    inputs, targets = data()
+
+    def feed():
+        return streamed(
+            chunked(inputs, targets, sizes=SIZES), sizes=SIZES, row_bytes=104, memory=4 * 60 * 104
+        )
+
+    assert feed().together == 2
+    whole, epochs = run(train=feed())
+    state = next(fit(network(), **{**feeds(), "train": feed()}, settings=SETTINGS, seed=3)).state()
+    resumed, _ = run(network(seed=5), train=feed(), state=state)
+    assert same_weights(whole, resumed)
+    _, in_memory = run(train=resident(inputs, targets=targets))
+    assert epochs[-1].best_loss == pytest.approx(in_memory[-1].best_loss, rel=0.1)
+
+
+def test_a_chunk_of_the_wrong_size_is_named():
+    inputs, targets = data()
+    feed = streamed(
+        chunked(inputs, targets, sizes=SIZES), sizes=(41, *SIZES[1:]), row_bytes=104, memory=1
+    )
+    with pytest.raises(ValueError, match="chunk 0 should hold 41 rows, found 40"):
+        feed.read(torch.arange(5))
+
+
 def test_rows_weigh_by_their_count():
     inputs, targets = data(rows=60)
     count = np.tile([1, 3], 30)
@@ -244,7 +388,7 @@ def test_rows_weigh_by_their_count():
 def test_a_loss_that_is_not_finite_says_what_to_change():
     model = network()
     with torch.no_grad():
-        model.leave.bias[0] = float("nan")
+        model.trunk[-1].bias[0] = float("nan")
     with pytest.raises(InputError, match=r"loss of epoch 1 is not finite .* lower training.lr"):
         run(model)
 

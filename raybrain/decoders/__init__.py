@@ -3,7 +3,16 @@
 from raybrain.decoders.examples import Examples, prepare
 from raybrain.decoders.gradient import Task, gradient_task
 from raybrain.decoders.normalisation import fit_target_scaler
-from raybrain.decoders.ridge import factorise, join_blocks, solve_block, warn_at_edges
+from raybrain.decoders.ridge import (
+    factorise,
+    fit_ridge,
+    grouped_folds,
+    join_blocks,
+    solve_block,
+    store_block,
+    warn_at_edges,
+)
+from raybrain.decoders.subjects import SharedTask, adapted_task, shared_task
 from raybrain.decoders.trained import (
     Predicted,
     TrainedDecoder,
@@ -15,16 +24,22 @@ from raybrain.decoders.trained import (
 __all__ = [
     "Examples",
     "Predicted",
+    "SharedTask",
     "Task",
     "TrainedDecoder",
+    "adapted_task",
     "decoder_from_ridge",
     "factorise",
+    "fit_ridge",
     "fit_target_scaler",
     "gradient_task",
+    "grouped_folds",
     "join_blocks",
     "load_decoder",
     "prepare",
+    "shared_task",
     "solve_block",
+    "store_block",
     "train_ridge",
     "warn_at_edges",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,18 +54,25 @@ class Task:
     scaler: SessionScaler
     target_scaler: TargetScaler
     wiring: Wiring = field(default_factory=dict)
+    start: Mapping[str, NDArray] = field(default_factory=dict)
+    """Weights to start from, by name; the others start at random."""
 
     def build(self, *, seed: int) -> nn.Module:
         """Return the untrained network."""
+        import torch
+
         from raybrain.decoders.build import build_network
 
-        return build_network(
+        network = build_network(
             self.section,
             voxels=self.betas.shape[1],
             outputs=self.targets.shape[1],
             wiring=self.wiring,
             seed=seed,
         )
+        given = {name: torch.from_numpy(np.array(value)) for name, value in self.start.items()}
+        network.load_state_dict(network.state_dict() | given)
+        return network
 
     def finish(self, network: nn.Module) -> TrainedDecoder:
         """Return the decoder of a trained network; its gain and R² come from validation images."""

@@ -97,14 +97,14 @@ class Vae(NoisyModule):
     the code, where the notebook draws a sample.
     """
 
-    def __init__(self, *, voxels: int, outputs: int, share_middle: bool) -> None:
+    def __init__(self, *, voxels: int, outputs: int, share_middle: bool, width: int = 4096) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(voxels, 512), nn.LeakyReLU(), nn.Linear(512, 256))
         self.mean = nn.Linear(256, outputs)
         self.log_variance = nn.Linear(256, outputs)
-        first, second = _normalised_layer(outputs), _normalised_layer(4096)
-        third = second if share_middle else _normalised_layer(4096)
-        self.decoder = nn.Sequential(first, second, third, nn.Linear(4096, voxels))
+        first, second = _normalised_layer(outputs, width), _normalised_layer(width, width)
+        third = second if share_middle else _normalised_layer(width, width)
+        self.decoder = nn.Sequential(first, second, third, nn.Linear(width, voxels))
 
     def forward(self, betas: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return predictions (row, dimension), while training with a loss (row,)."""
@@ -117,8 +117,8 @@ class Vae(NoisyModule):
         return sample, error.mean(dim=1)
 
 
-def _normalised_layer(inputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 4096), nn.BatchNorm1d(4096), nn.LeakyReLU())
+def _normalised_layer(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU())
 
 
 class DenseCheb(nn.Module):

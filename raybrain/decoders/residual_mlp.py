@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from raybrain.decoders.row_noise import RowDropout
@@ -21,6 +24,19 @@ class ResidualBlock(nn.Module):
         return hidden + self.layers(hidden)
 
 
+class Trunk(nn.Sequential):
+    """What follows the input layer and can be shared by subjects: (row, width) to (row, output)."""
+
+    def __init__(self, *, outputs: int, width: int, depth: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.GELU(),
+            RowDropout(dropout),
+            *(ResidualBlock(width=width, dropout=dropout) for _ in range(depth)),
+            nn.Linear(width, outputs),
+        )
+
+
 class ResidualMLP(nn.Module):
     """Predicts standardised targets (row, dimension) from z-scored betas (row, voxel).
 
@@ -32,14 +48,36 @@ class ResidualMLP(nn.Module):
         self, *, voxels: int, outputs: int, width: int, depth: int, dropout: float
     ) -> None:
         super().__init__()
-        self.enter = nn.Sequential(
-            nn.Linear(voxels, width), nn.LayerNorm(width), nn.GELU(), RowDropout(dropout)
-        )
-        self.blocks = nn.Sequential(
-            *(ResidualBlock(width=width, dropout=dropout) for _ in range(depth))
-        )
-        self.leave = nn.Linear(width, outputs)
+        self.enter = nn.Linear(voxels, width)
+        self.trunk = Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
 
     def forward(self, betas: Tensor) -> Tensor:
         """Return predictions (row, dimension)."""
-        return self.leave(self.blocks(self.enter(betas)))
+        return self.trunk(self.enter(betas))
+
+
+class SharedMLP(nn.Module):
+    """A `ResidualMLP` per subject that share everything but the layer from voxels.
+
+    After the shared-subject models of MindEye2 (Scotti et al. 2024). A row is the number of its
+    subject followed by that subject's betas, filled up to the widest subject: (row, 1 + widest).
+    """
+
+    def __init__(
+        self, *, voxels: Sequence[int], outputs: int, width: int, depth: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.enter = nn.ModuleList(nn.Linear(number, width) for number in voxels)
+        self.trunk = Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return predictions (row, dimension)."""
+        subject = rows[:, 0].long()
+        order, parts = [], []
+        for number, layer in enumerate(self.enter):
+            own = torch.nonzero(subject == number)[:, 0]
+            order.append(own)
+            # Also for no rows at all, so that every layer has a gradient on every worker.
+            parts.append(layer(rows[own, 1 : 1 + layer.in_features]))
+        back = torch.argsort(torch.cat(order))
+        return self.trunk(torch.cat(parts)[back])
