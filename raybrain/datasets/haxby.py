@@ -19,6 +19,13 @@ import pandas as pd
 from raybrain.config import InputError, Section, validate
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.files import RequiredFile, Root
+from raybrain.datasets.haxby_blocks import (
+    clean,
+    find_blocks,
+    find_delay,
+    read_blocks,
+    read_labels,
+)
 from raybrain.datasets.pictures import category_pictures, picture_files
 from raybrain.datasets.roi_labels import resolve
 from raybrain.datasets.splits import assign
@@ -28,14 +35,11 @@ if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry, Roi
     from raybrain.config import Ingest
 
-REST = "rest"
 TR = 2.5
 """Seconds per volume, Haxby et al. 2001."""
 BRAIN = "brain"
 """Name of the atlas made from the mean volume: voxels above a tenth of its 98th percentile."""
 CAPTIONS = {"scrambledpix": "a scrambled picture", "scissors": "a pair of scissors"}
-SHIFTS = range(-2, 5)
-"""Candidate delays in volumes, 5 s before to 10 s after the labels."""
 
 
 class Layout(Section):
@@ -53,6 +57,8 @@ class Places:
     labels: str
     masks: Mapping[str, str]
     """Atlas -> file, as far as the entry names them."""
+    absent: tuple[str, ...] = ()
+    """Atlases without a file in a folder that holds nothing but one subject's series."""
 
 
 def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
@@ -66,7 +72,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
     place = Root(root, get=entry.get, storage=entry.storage)
     places = _places(entry, place=place, subject=subject)
-    labels = _read_labels(place, places.labels)
+    labels = read_labels(place, places.labels)
     header = read_header(place, places.bold)
     if len(header.shape) != 4 or header.shape[3] != len(labels):
         raise InputError(
@@ -77,13 +83,13 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     masks, series = _masks(entry, place=place, places=places, grid=(x, y, z), labels=labels)
     inside = np.logical_or.reduce(list(masks.values()))
     index = np.flatnonzero(inside)
-    blocks = _blocks(labels, name=place.at(places.labels))
+    blocks = find_blocks(labels, name=place.at(places.labels))
     is_test = _is_test(entry, runs=blocks["run"])
     group = "run " + blocks["run"].astype(str)
     split = assign(is_test=is_test, group=group, validation=entry.split.validation)
     trained = labels["run"].isin(blocks["run"][~is_test]).to_numpy()
     cleaned = clean(series[:, index], run=labels["run"].to_numpy())
-    found = _delay(cleaned[trained], labels=labels[trained])
+    found = find_delay(cleaned[trained], labels=labels[trained])
     shift = found if layout.delay is None else round(layout.delay / TR)
     image_id = [
         f"run{run:02d}-{category}"
@@ -119,7 +125,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         rois={name: mask[index] for name, mask in masks.items()},
         images=images[["image_id", "captions", "group"]],
         read_session=partial(
-            _read_session,
+            read_blocks,
             root=place,
             bold=places.bold,
             voxels=index.astype(np.int64),
@@ -140,6 +146,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             f"{len(trials)} blocks in {blocks['run'].nunique()} runs; test set "
             f"{entry.split.test}: runs {', '.join(map(str, sorted(set(blocks['run'][is_test]))))}",
             f"responses {shift * TR:g} s after the labels ({how})",
+            *(f"there is no {atlas}.nii.gz here: its ROI is empty" for atlas in places.absent),
             *(f"ROI {name}: {int(mask.sum()):,} voxels" for name, mask in masks.items()),
         ),
         target="category",
@@ -156,25 +163,6 @@ def required_files(
     return [place.required(path) for path in files]
 
 
-def clean(series: np.ndarray, *, run: np.ndarray) -> np.ndarray:
-    """Return float32 (volume, voxel) without each run's line, and with unit variance in each run.
-
-    A voxel that is constant in a run becomes 0 there.
-    """
-    cleaned = np.empty(series.shape, dtype=np.float32)
-    for one in np.unique(run):
-        rows = np.flatnonzero(run == one)
-        time = np.linspace(-1.0, 1.0, len(rows))[:, None]
-        design = np.hstack([np.ones_like(time), time])
-        values = series[rows].astype(np.float64)
-        values -= design @ np.linalg.lstsq(design, values, rcond=None)[0]
-        spread = values.std(axis=0)
-        # A constant voxel leaves rounding errors, which must not be blown up to unit variance.
-        flat = spread <= 1e-9 * np.maximum(np.abs(series[rows]).max(axis=0), 1.0)
-        cleaned[rows] = np.where(flat, 0.0, values / np.where(flat, 1.0, spread))
-    return cleaned
-
-
 def _places(entry: CatalogEntry, *, place: Root, subject: str) -> Places:
     alone = place.exists("bold.nii.gz")
     folder = "" if alone else f"{subject}/"
@@ -183,46 +171,17 @@ def _places(entry: CatalogEntry, *, place: Root, subject: str) -> Places:
         if roi.atlas and roi.atlas != BRAIN:
             # nilearn keeps the whole-brain mask beside the subjects.
             masks[roi.atlas] = f"{'' if roi.atlas == 'mask' else folder}{roi.atlas}.nii.gz"
+    # A lone series, such as PyMVPA's slice, comes without masks; nilearn's tree has them all.
+    absent = {atlas for atlas, path in masks.items() if alone and not place.exists(path)}
     labels = "attributes_literal.txt" if alone else "labels.txt"
     if not place.exists(f"{folder}{labels}") and place.exists(f"{folder}labels.txt"):
         labels = "labels.txt"
-    return Places(bold=f"{folder}bold.nii.gz", labels=f"{folder}{labels}", masks=masks)
-
-
-def _read_labels(place: Root, path: str) -> pd.DataFrame:
-    """Return label and run (from 1) of every volume; a header line is optional."""
-    name = place.at(path)
-    rows = [line.split() for line in place.read(path).decode().splitlines() if line.strip()]
-    if rows and rows[0] == ["labels", "chunks"]:
-        rows = rows[1:]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2 or not row[1].isdigit():
-            raise InputError(
-                f"{name} has '{' '.join(row)}' in row {number}; each row is a label and the number "
-                f"of its run"
-            )
-    table = pd.DataFrame(rows, columns=["label", "run"]).astype({"run": int})
-    if table.empty or (np.diff(table["run"]) < 0).any():
-        raise InputError(f"{name} must list the volumes run after run; download it again")
-    table["run"] += 1 - table["run"].min()
-    return table
-
-
-def _blocks(labels: pd.DataFrame, *, name: str) -> pd.DataFrame:
-    """Return run, category, start and stop of every run of equal labels that is not rest."""
-    changes = (labels != labels.shift()).any(axis=1).cumsum()
-    grouped = labels.reset_index().groupby(changes.to_numpy())
-    blocks = grouped.agg(
-        run=("run", "first"),
-        category=("label", "first"),
-        start=("index", "min"),
-        stop=("index", "max"),
+    return Places(
+        bold=f"{folder}bold.nii.gz",
+        labels=f"{folder}{labels}",
+        masks={atlas: path for atlas, path in masks.items() if atlas not in absent},
+        absent=tuple(sorted(absent)),
     )
-    blocks = blocks[blocks["category"] != REST].reset_index(drop=True)
-    blocks["stop"] += 1
-    if blocks.empty:
-        raise InputError(f"{name} has no label but '{REST}'; download it again")
-    return blocks
 
 
 def _is_test(entry: CatalogEntry, *, runs: pd.Series) -> np.ndarray:
@@ -273,6 +232,8 @@ def _masks(
             )
         if roi.atlas == BRAIN:
             return varying & (mean > 0.1 * np.percentile(mean, 98))
+        if roi.atlas in places.absent:
+            return np.zeros(len(everything), dtype=bool)
         volume = read_volume(place, places.masks[roi.atlas])
         if volume.shape[:3] != grid:
             raise InputError(
@@ -285,56 +246,6 @@ def _masks(
     if not np.logical_or.reduce(list(masks.values())).any():
         raise InputError(f"no voxel of {place.at(places.bold)} lies in an ROI; choose other masks")
     return masks, series
-
-
-def _delay(cleaned: np.ndarray, *, labels: pd.DataFrame) -> int:
-    """Return the shift in volumes at which voxels follow stimulation against rest most closely.
-
-    Categories are not used. In the published labels the delay is partly included already: in the
-    sample of subject 1 responses rise with the label, not 5 s after it.
-    """
-    run = labels["run"].to_numpy()
-    on = (labels["label"] != REST).to_numpy(dtype=np.float32)
-    strength = {}
-    for shift in SHIFTS:
-        moved = np.concatenate([_moved(on[run == one], shift) for one in np.unique(run)])
-        moved = (moved - moved.mean()) / max(moved.std(), 1e-9)
-        strength[shift] = float(np.abs(moved @ cleaned).mean())
-    return max(strength, key=lambda shift: strength[shift])
-
-
-def _moved(values: np.ndarray, shift: int) -> np.ndarray:
-    moved = np.roll(values, shift)
-    if shift > 0:
-        moved[:shift] = 0.0
-    elif shift < 0:
-        moved[shift:] = 0.0
-    return moved
-
-
-def _read_session(
-    session: int,
-    *,
-    root: Root,
-    bold: str,
-    voxels: np.ndarray,
-    grid: tuple[int, int, int],
-    runs: np.ndarray,
-    blocks: Sequence[tuple[int, int]],
-    shift: int,
-) -> np.ndarray:
-    """Return the mean of every block's volumes, in standard deviations of the run."""
-    if session != 1:
-        raise InputError(f"there is one session of {bold}, not {session}")
-    series = read_series(root, bold, voxels=voxels, grid=grid, volumes=len(runs))
-    cleaned = clean(series, run=runs)
-    means = np.empty((len(blocks), len(voxels)), dtype=np.float32)
-    for row, (start, stop) in zip(means, blocks, strict=True):
-        inside = np.flatnonzero(runs == runs[start])
-        rows = np.arange(start + shift, stop + shift)
-        rows = rows[(rows >= inside[0]) & (rows <= inside[-1])]
-        row[:] = cleaned[rows].mean(axis=0)
-    return means
 
 
 def _read_images(

@@ -25,7 +25,14 @@ from tests.datasets.test_nsd import entry as nsd_entry
 
 
 def entry(
-    reader: str, *, subject: str, rois: dict, split: dict, layout: dict, expect: dict | None = None
+    reader: str,
+    *,
+    subject: str,
+    rois: dict,
+    split: dict,
+    layout: dict,
+    expect: dict | None = None,
+    storage: dict | None = None,
 ) -> CatalogEntry:
     return CatalogEntry.model_validate(
         {
@@ -39,6 +46,7 @@ def entry(
             "split": split,
             "layout": layout,
             "expect": expect or {},
+            "storage": storage or {},
             "licence": {"name": "none", "url": "none", "redistributable": True},
             "cite": "none",
         }

@@ -9,6 +9,7 @@ import pytest
 
 from raybrain.config import Ingest, InputError
 from raybrain.datasets import Recording, haxby, open_recording
+from raybrain.datasets.haxby_blocks import clean
 from tests.datasets import other_trees as trees
 from tests.datasets.test_conformance import EVERY_THIRD_RUN, haxby_entry
 from tests.datasets.test_things import SAMPLES
@@ -56,7 +57,7 @@ def test_a_trial_is_the_mean_of_its_volumes_cleaned_per_run(tmp_path: Path) -> N
 def test_constant_voxels_become_zero_and_are_in_no_roi(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     series = np.column_stack([np.full(40, 0.1), rng.standard_normal(40), 3.0 + np.arange(40.0)])
-    cleaned = haxby.clean(series, run=np.repeat([1, 2], 20))
+    cleaned = clean(series, run=np.repeat([1, 2], 20))
     np.testing.assert_array_equal(cleaned[:, 0], 0.0)
     np.testing.assert_array_equal(cleaned[:, 2], 0.0)  # a line and nothing else
     np.testing.assert_allclose(cleaned[:20, 1].std(), 1.0, rtol=1e-5)
@@ -113,6 +114,14 @@ def test_masks_are_those_of_the_subject(tmp_path: Path) -> None:
     (tmp_path / "subj1/mask4_vt.nii.gz").unlink()
     with pytest.raises(InputError, match=r"mask4_vt\.nii\.gz is missing; get it from"):
         read(tmp_path)
+
+
+def test_a_lone_series_needs_no_masks(tmp_path: Path) -> None:
+    trees.write_haxby(tmp_path, alone=True)
+    recording = read(tmp_path)
+    assert recording.rois["brain"].all()
+    assert not recording.rois["vt"].any()
+    assert "there is no mask4_vt.nii.gz here: its ROI is empty" in recording.findings
 
 
 def test_bad_labels_and_volumes(tmp_path: Path) -> None:
