@@ -269,9 +269,13 @@ class DrawingWorker:
             try:
                 drawn.append(self._draw(unit, owner=owner[rows], sample=sample[rows]))
                 done += batch
-            except torch.cuda.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError as error:
                 if batch == 1:
-                    raise
+                    raise InputError(
+                        f"not even one image of '{self.generator.settings.checkpoint}' fits into "
+                        f"the GPU's memory; give each worker more of a GPU "
+                        f"(resources.generate.gpus), or type generator.vae_slicing=true"
+                    ) from error
                 batch = self._largest = -(-batch // 2)
                 torch.cuda.empty_cache()
         pixels = np.concatenate(drawn)

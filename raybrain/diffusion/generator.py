@@ -88,12 +88,11 @@ def load_generator(settings: Generator) -> StableDiffusion:
         transformers_log.disable_progress_bar()
         pipeline = _load_pipeline(checkpoint)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.to(device)
-        pipeline.vae.requires_grad_(False)
-        pipeline.unet.requires_grad_(False)
-        pipeline.text_encoder.requires_grad_(False)
+        for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            model.requires_grad_(False)
         if dtype != torch.float32:
             _compute_in(dtype, pipeline=pipeline)
+        pipeline.to(device)
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
         if settings.vae_slicing:

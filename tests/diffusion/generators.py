@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,42 @@ TOKENS, WIDTH, LATENT, PIXELS = 12, 16, 8, 32
 
 
 def write_tiny_generator(folder: Path) -> None:
-    """Write a Stable Diffusion folder as diffusers does: tiny, random weights."""
+    """Write a generator of 32-pixel images and 12 tokens of width 16."""
+    write_generator(
+        folder,
+        text={
+            "vocab_size": 200,
+            "hidden_size": WIDTH,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": TOKENS,
+        },
+        vae={
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "block_out_channels": (8, 16, 16),
+            "norm_num_groups": 4,
+            "sample_size": PIXELS,
+            "scaling_factor": 0.9,
+        },
+        unet={
+            "sample_size": LATENT,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "cross_attention_dim": WIDTH,
+            "attention_head_dim": 8,
+        },
+    )
+
+
+def write_generator(
+    folder: Path, *, text: dict[str, Any], vae: dict[str, Any], unet: dict[str, Any]
+) -> None:
+    """Write a Stable Diffusion folder as diffusers does, with random weights."""
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -27,45 +63,17 @@ def write_tiny_generator(folder: Path) -> None:
     letters = [chr(code) for code in range(33, 127)]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    vocabulary["<|startoftext|>"] = len(vocabulary)
-    vocabulary["<|endoftext|>"] = len(vocabulary)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            bos_token_id=len(vocabulary) - 2,
-            eos_token_id=len(vocabulary) - 1,
-            pad_token_id=len(vocabulary) - 1,
-        )
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 16, 16),
-        norm_num_groups=4,
-        sample_size=PIXELS,
-        scaling_factor=0.9,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=LATENT,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=8,
-    )
+    start, end = len(vocabulary), len(vocabulary) + 1
+    vocabulary |= {"<|startoftext|>": start, "<|endoftext|>": end}
     StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
+        vae=AutoencoderKL(**vae),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(**text, bos_token_id=start, eos_token_id=end, pad_token_id=end)
+        ),
+        tokenizer=CLIPTokenizer(
+            vocab=vocabulary, merges=[], model_max_length=text["max_position_embeddings"]
+        ),
+        unet=UNet2DConditionModel(**unet),
         # As in Stable Diffusion v1.4's own scheduler_config.json.
         scheduler=PNDMScheduler(
             beta_start=0.00085,

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from raybrain.diffusion import (
     generator_digest,
     load_generator,
 )
+from tests.diffusion.generators import drawn, far
 
 
 def test_digest_is_of_the_content(checkpoint, tmp_path):
@@ -87,3 +89,22 @@ def test_incomplete_folders_name_the_part(checkpoint, tmp_path):
 def test_half_precision_on_cpu_names_the_alternatives(checkpoint):
     with pytest.raises(InputError, match=r"generator\.dtype=bfloat16"):
         load_generator(Generator(checkpoint=str(checkpoint), device="cpu", dtype="float16"))
+
+
+def test_slicing_changes_memory_and_not_images(tiny, checkpoint, targets):
+    settings = Generator(checkpoint=str(checkpoint), device="cpu", vae_slicing=True)
+    sliced = load_generator(settings)
+    rows = []
+    sliced.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    assert far(drawn(sliced, **vars(targets)), drawn(tiny, **vars(targets))) <= 1
+    assert rows == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_compiled_draws_the_same(tiny, checkpoint, targets):
+    settings = Generator(checkpoint=str(checkpoint), device="cpu", compile=True)
+    compiled = load_generator(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        images = drawn(compiled, **vars(targets))
+    assert far(images, drawn(tiny, **vars(targets))) <= 1

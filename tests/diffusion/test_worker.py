@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raybrain.config import Generator, Reconstruct
+from raybrain.config import Generator, InputError, Reconstruct
 from raybrain.diffusion import (
     DrawingUnit,
     DrawingWorker,
@@ -71,5 +71,5 @@ def test_memory_exhausted_halves_the_batch(unit, worker, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(worker.generator.pipeline.unet, "forward", exhausted)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(InputError, match="not even one image"):
         worker(unit)
