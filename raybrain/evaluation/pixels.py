@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,24 +31,33 @@ def ssim(
     *,
     seen: Iterable[NDArray[np.floating]],
     reconstructed: Iterable[NDArray[np.floating]],
+    window: Literal["gaussian", "uniform"] = "gaussian",
 ) -> NDArray[np.float64]:
     """Return structural similarity (image,) of pairs of grey images (y, x) in 0..1.
 
-    Gaussian window of sigma 1.5, population covariance, data range 1, two-dimensional on one
-    channel (Wang et al. 2004, computed by scikit-image).
+    Two-dimensional on one channel, data range 1 (Wang et al. 2004, computed by scikit-image).
+
+    Parameters
+    ----------
+    seen, reconstructed
+        Paired images.
+    window
+        ``gaussian``: sigma 1.5 and population covariance, as in the paper. ``uniform``: 7 x 7 and
+        sample covariance, scikit-image's own default.
     """
     from skimage.metrics import structural_similarity
 
+    gaussian = window == "gaussian"
     return np.array(
         [
             structural_similarity(
                 np.asarray(a, dtype=np.float64),
                 np.asarray(b, dtype=np.float64),
                 data_range=1.0,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
+                gaussian_weights=gaussian,
+                use_sample_covariance=not gaussian,
                 channel_axis=None,
+                **({"sigma": 1.5} if gaussian else {"win_size": 7}),
             )
             for a, b in zip(seen, reconstructed, strict=True)
         ]

@@ -196,11 +196,17 @@ LITE0_V1 = Protocol(
     about="EfficientNet-Lite0 features; needs no download; comparable with itself only",
 )  # fmt: skip
 
-_TORCHVISION = "https://download.pytorch.org/models/"
-ALEXNET_FILE = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", f"{_TORCHVISION}alexnet-owt-7be5be79.pth")  # noqa: E501
-INCEPTION_FILE = WeightsFile("inception_v3_google-0cc3c7bd.pth", "0cc3c7bd", f"{_TORCHVISION}inception_v3_google-0cc3c7bd.pth")  # noqa: E501
-B1_FILE = WeightsFile("efficientnet_b1-c27df63c.pth", "c27df63c", f"{_TORCHVISION}efficientnet_b1-c27df63c.pth")  # noqa: E501
-V2S_FILE = WeightsFile("efficientnet_v2_s-dd5fe13b.pth", "dd5fe13b", f"{_TORCHVISION}efficientnet_v2_s-dd5fe13b.pth")  # noqa: E501
+
+def _torchvision(name: str) -> WeightsFile:
+    # Its files end in the first eight digits of their sha256.
+    digits = name.removesuffix(".pth").rsplit("-", 1)[-1]
+    return WeightsFile(name, digits, f"https://download.pytorch.org/models/{name}")
+
+
+ALEXNET_FILE = _torchvision("alexnet-owt-7be5be79.pth")
+INCEPTION_FILE = _torchvision("inception_v3_google-0cc3c7bd.pth")
+B1_FILE = _torchvision("efficientnet_b1-c27df63c.pth")
+V2S_FILE = _torchvision("efficientnet_v2_s-dd5fe13b.pth")
 SWAV_FILE = WeightsFile(
     "swav_800ep_pretrain.pth.tar",
     "",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.evaluation.identification import credits_among, ranks, standardised
-from raybrain.evaluation.networks import BATCH_SIZE, canvases, read_layers, resize
-from raybrain.evaluation.pixels import grey, ssim
+from raybrain.evaluation.identification import credits_among, ranks
+from raybrain.evaluation.measuring import (
+    Images,
+    Likeness,
+    Measurer,
+    Part,
+    forget,
+    plan_parts,
+)
+from raybrain.evaluation.networks import BATCH_SIZE
 from raybrain.evaluation.protocols import Metric, Protocol
 from raybrain.evaluation.statistics import bootstrap, derangements, pairing_p
 from raybrain.evaluation.table import Score, Table
+from raybrain.evaluation.weights import weights_folder, weights_of
 
-Images = NDArray[np.uint8]
+Mapper = Callable[[Callable[[Part], Likeness], Sequence[Part]], Iterable[Likeness]]
+"""Calls a function on every part, wherever, and gives the results in order."""
 
 MEAN_IMAGE = "mean image"
 RANDOM_TRAINING = "random training"
@@ -47,107 +56,6 @@ SHUFFLES = 5
 """Derangements over which the shuffled row is averaged."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The images seen, measured once: what every row is compared with."""
-
-    protocol: Protocol
-    layers: Mapping[str, NDArray[np.float32]]
-    """Standardised (image, feature) of each layer, and of ``pixels``."""
-    grey: NDArray[np.float32]
-    """(image, y, x) in 0..1."""
-
-    @property
-    def images(self) -> int:
-        """How many there are."""
-        return len(self.grey)
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How alike every reconstruction of one row is to every image seen."""
-
-    r: Mapping[str, NDArray[np.float32]]
-    """Pearson r (seen, distinct reconstruction) by layer, and of ``pixels``."""
-    grey: NDArray[np.float32]
-    """(distinct reconstruction, y, x)."""
-    index: NDArray[np.int64]
-    """(image, sample): which distinct reconstruction it is."""
-
-
-def measure_seen(seen: Images, *, protocol: Protocol, batch_size: int = BATCH_SIZE) -> Reference:
-    """Return the features and pixels of the images seen, ready to be compared with rows.
-
-    Parameters
-    ----------
-    seen
-        (image, y, x, rgb), 0..255.
-    protocol
-        What to measure.
-    batch_size
-        Images per forward pass.
-    """
-    layers, greys = _measure(seen, protocol=protocol, batch_size=batch_size)
-    return Reference(protocol=protocol, layers=layers, grey=greys)
-
-
-def compare_with(
-    reference: Reference, *, reconstructed: Images, batch_size: int = BATCH_SIZE
-) -> Likeness:
-    """Return the likeness of one row's reconstructions to all images seen.
-
-    Identical reconstructions are measured once, which makes a constant prediction exactly tied
-    (and cheap). The features of a batch are dropped as soon as they are compared.
-
-    Parameters
-    ----------
-    reference
-        From `measure_seen`.
-    reconstructed
-        (image, sample, y, x, rgb), 0..255, images in the order of those seen.
-    batch_size
-        Reconstructions per forward pass.
-    """
-    if reconstructed.ndim != 5 or len(reconstructed) != reference.images:
-        raise ValueError(
-            f"a row is uint8 (image, sample, y, x, rgb) with {reference.images} images, as many as "
-            f"were seen; found {reconstructed.dtype} {reconstructed.shape}"
-        )
-    flat = reconstructed.reshape(-1, *reconstructed.shape[2:])
-    digests = [blake2b(np.ascontiguousarray(image).tobytes()).digest() for image in flat]
-    first: dict[bytes, int] = {}
-    for position, digest in enumerate(digests):
-        first.setdefault(digest, position)
-    place = {digest: k for k, digest in enumerate(first)}
-    distinct = list(first.values())
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in reference.layers}
-    greys = []
-    for start in range(0, len(distinct), batch_size):
-        batch = flat[distinct[start : start + batch_size]]
-        layers, batch_grey = _measure(batch, protocol=reference.protocol, batch_size=batch_size)
-        greys.append(batch_grey)
-        for name, values in layers.items():
-            parts[name].append(reference.layers[name] @ values.T)
-    return Likeness(
-        r={name: np.concatenate(columns, axis=1) for name, columns in parts.items()},
-        grey=np.concatenate(greys),
-        index=np.array([place[d] for d in digests]).reshape(reconstructed.shape[:2]),
-    )
-
-
-def _measure(
-    images: Images, *, protocol: Protocol, batch_size: int
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    layers: dict[str, list[NDArray[np.float32]]] = {}
-    greys = []
-    for canvas in canvases(images, size=protocol.canvas, batch_size=batch_size):
-        pixels = resize(canvas, size=protocol.pixels).permute(0, 2, 3, 1).contiguous().numpy()
-        greys.append(grey(pixels))
-        for name, values in {"pixels": pixels, **read_layers(canvas, protocol=protocol)}.items():
-            layers.setdefault(name, []).append(standardised(values))
-    return {name: np.concatenate(v) for name, v in layers.items()}, np.concatenate(greys)
-
-
 def score_rows(
     seen: Images,
     rows: Mapping[str, Images],
@@ -158,8 +66,9 @@ def score_rows(
     bootstrap_resamples: int = 10_000,
     permutations: int = 10_000,
     seed: int = 0,
+    weights: Path | None = None,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[str, int, int], None] | None = None,
+    mapper: Mapper | None = None,
 ) -> Table:
     """Return the table of a protocol: every row's score with its interval, chance, n and p.
 
@@ -185,42 +94,54 @@ def score_rows(
         For intervals and p values.
     seed
         Of resamples, permutations and derangements.
+    weights
+        Folder of weights; torch's own when not given.
     batch_size
         Images per forward pass.
-    progress
-        Called with a row's name, rows done and rows in all.
+    mapper
+        Measures the parts: ``mapper(function, parts)``. One after another in this process when not
+        given.
 
     Raises
     ------
     ValueError
         If rows and images do not fit together, or the mean image is missing.
+    InputError
+        If weights are missing or are not the declared ones.
     """
     if any(m.kind in ("pixcorr", "ssim") for m in protocol.metrics) and MEAN_IMAGE not in rows:
         raise ValueError(
             f"PixCorr and SSIM reward blur, so {protocol.name} needs a row '{MEAN_IMAGE}' "
             f"beside them; found {', '.join(rows)}"
         )
-    reference = measure_seen(seen, protocol=protocol, batch_size=batch_size)
-    measured: dict[tuple[str, str], _Measured] = {}
-    for done, (row, images) in enumerate(rows.items()):
-        if progress:
-            progress(row, done, len(rows))
-        likeness = compare_with(reference, reconstructed=images, batch_size=batch_size)
-        for metric in protocol.metrics:
-            measured[row, metric.name] = _scores(metric, reference=reference, likeness=likeness)
-        if row == system and SHUFFLED not in rows:
-            orders = derangements(images=reference.images, count=SHUFFLES, seed=seed)
-            for metric in protocol.metrics:
-                measured[SHUFFLED, metric.name] = _shuffled(
-                    metric,
-                    found=measured[row, metric.name],
-                    orders=orders,
-                    reference=reference,
-                    likeness=likeness,
-                )
     ids = [str(k) for k in range(len(seen))] if image_ids is None else [str(i) for i in image_ids]
     if len(ids) != len(seen):
         raise ValueError(f"{len(seen)} images were seen but {len(ids)} ids were given")
+    folder = weights_folder() if weights is None else weights
+    digests = weights_of(protocol, folder=folder)
+    shuffles = {}
+    if system in rows and SHUFFLED not in rows:
+        shuffles[system] = derangements(images=len(seen), count=SHUFFLES, seed=seed)
+    plan = plan_parts(rows, images=len(seen), shuffled=shuffles)
+    measurer = Measurer(seen=seen, protocol=protocol, weights=folder, batch_size=batch_size)
+    try:
+        found = list((mapper or map)(measurer, plan.parts))
+    finally:
+        forget()
+    values = {
+        name: np.concatenate([likeness.values[name] for likeness in found], axis=1)
+        for name in found[0].values
+    }
+    measured: dict[tuple[str, str], _Measured] = {}
+    for row, index in plan.index.items():
+        for metric in protocol.metrics:
+            likeness = values[_measure_of(metric)]
+            scored = _scores(metric, values=likeness, index=index)
+            measured[row, metric.name] = scored
+            if row in shuffles:
+                measured[SHUFFLED, metric.name] = _shuffled(
+                    scored, orders=shuffles[row], values=likeness, index=index
+                )
     names = list(dict.fromkeys(row for row, _ in measured))
     known = [row for row in ROW_ORDER if row in names]
     ordered = (*known, *(row for row in names if row not in known))
@@ -241,6 +162,7 @@ def score_rows(
         permutations=permutations,
         seed=seed,
         about={row: ABOUT[row] for row in ordered if row in ABOUT},
+        weights=digests,
     )
 
 
@@ -252,22 +174,27 @@ class _Measured:
     """(image, reconstruction) averaged over samples: any pairing's scores; None if too dear."""
 
 
-def _scores(metric: Metric, *, reference: Reference, likeness: Likeness) -> _Measured:
-    if metric.kind == "ssim":
-        columns = [
-            ssim(seen=reference.grey, reconstructed=likeness.grey[chosen])
-            for chosen in likeness.index.T
-        ]
-        return _Measured(per_sample=np.stack(columns), matrix=None)
-    matrices = [_matrix(metric, r=likeness.r[_layer(metric)][:, k]) for k in likeness.index.T]
+def _measure_of(metric: Metric) -> str:
+    if metric.pairwise:
+        return metric.name
+    return "pixels" if metric.layer is None else metric.layer
+
+
+def _scores(metric: Metric, *, values: NDArray[np.float32], index: NDArray[np.int64]) -> _Measured:
+    if metric.pairwise:
+        rows = np.arange(len(index))
+        return _Measured(
+            per_sample=np.stack([values[rows, column].astype(np.float64) for column in index.T]),
+            matrix=None,
+        )
+    tables = [values[:, column] for column in index.T]
+    if metric.samples == "mean_r":
+        tables = [np.mean(tables, axis=0)]
+    matrices = [_matrix(metric, r=r) for r in tables]
     return _Measured(
         per_sample=np.stack([np.diagonal(matrix) for matrix in matrices]),
         matrix=sum(matrices[1:], start=matrices[0]) / len(matrices),
     )
-
-
-def _layer(metric: Metric) -> str:
-    return "pixels" if metric.layer is None else metric.layer
 
 
 def _matrix(metric: Metric, *, r: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -279,26 +206,22 @@ def _matrix(metric: Metric, *, r: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _shuffled(
-    metric: Metric,
-    *,
     found: _Measured,
+    *,
     orders: NDArray[np.int64],
-    reference: Reference,
-    likeness: Likeness,
+    values: NDArray[np.float32],
+    index: NDArray[np.int64],
 ) -> _Measured:
+    rows = np.arange(len(index))
     if found.matrix is not None:
-        rows = np.arange(reference.images)
-        return _Measured(
-            per_sample=np.stack([found.matrix[rows, order] for order in orders]), matrix=None
-        )
-    per_order = []
-    for order in orders:
+        per_order = [found.matrix[rows, order] for order in orders]
+    else:
         by_sample = [
-            ssim(seen=reference.grey, reconstructed=likeness.grey[chosen[order]])
-            for chosen in likeness.index.T
+            np.mean([values[rows, column[order]] for column in index.T], axis=0) for order in orders
         ]
-        per_order.append(np.mean(by_sample, axis=0))
-    return _Measured(per_sample=np.stack(per_order), matrix=None)
+        # LPIPS is computed for one derangement only.
+        per_order = [scores for scores in by_sample if np.isfinite(scores).all()]
+    return _Measured(per_sample=np.stack(per_order).astype(np.float64), matrix=None)
 
 
 def _summaries(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.evaluation.protocols import Metric, Protocol
+from raybrain.config import InputError
+from raybrain.evaluation.protocols import Metric, Protocol, protocol_named
 from raybrain.evaluation.statistics import bootstrap
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class Table:
     seed: int
     about: Mapping[str, str] = field(default_factory=dict)
     """Row to what it is."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """File of weights to its sha256."""
 
     def score(self, *, row: str, metric: str) -> Score:
         """Return one cell."""
@@ -163,6 +167,24 @@ class Table:
             )
         return pandas.concat(parts, ignore_index=True)
 
+    def save(self, path: Path) -> None:
+        """Write everything to one ``.npz`` file, from which `load_table` makes the same table."""
+        fields = {
+            name: getattr(self, name)
+            for name in ("image_ids", "rows", "bootstrap", "permutations", "seed")
+        }
+        header = fields | {
+            "protocol": self.protocol.name,
+            "about": dict(self.about),
+            "weights": dict(self.weights),
+            "scores": [asdict(score) for score in self.scores],
+            "cells": [list(cell) for cell in self.cells],
+        }
+        # JSON has no NaN, but Python's reads back the one it writes.
+        arrays = {"header": np.array(json.dumps(header))}
+        arrays |= {f"cell{k}": values for k, values in enumerate(self.cells.values())}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
     def to_csv(self, path: Path) -> None:
         """Write `to_frame` as CSV."""
         self.to_frame().to_csv(path, index=False)
@@ -227,6 +249,33 @@ class Table:
                 cells.append(f"{value} {{\\scriptsize [{low}, {high}]}}")
             lines.append(" & ".join([_latex(row), *cells]) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def load_table(path: Path) -> Table:
+    """Return the table that `Table.save` wrote.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is of a protocol that is not known any more.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there are no scores at {path}; run evaluate first")
+    with np.load(path, allow_pickle=False) as file:
+        header = json.loads(str(file["header"]))
+        cells = {(row, metric): file[f"cell{k}"] for k, (row, metric) in enumerate(header["cells"])}
+    return Table(
+        protocol=protocol_named(header["protocol"]),
+        image_ids=tuple(header["image_ids"]),
+        rows=tuple(header["rows"]),
+        scores=tuple(Score(**score) for score in header["scores"]),
+        cells=cells,
+        bootstrap=header["bootstrap"],
+        permutations=header["permutations"],
+        seed=header["seed"],
+        about=header["about"],
+        weights=header["weights"],
+    )
 
 
 def _line(label: str, cells: list[str]) -> str:

@@ -1,6 +1,14 @@
 """What a person looks at: the gallery, grids of images, figures for papers."""
 
+from raybrain.report.figures import FigureFiles, noise_ceiling_figure, score_figure
 from raybrain.report.gallery import ranking, write_gallery
 from raybrain.report.pictures import image_grid
 
-__all__ = ["image_grid", "ranking", "write_gallery"]
+__all__ = [
+    "FigureFiles",
+    "image_grid",
+    "noise_ceiling_figure",
+    "ranking",
+    "score_figure",
+    "write_gallery",
+]

@@ -21,6 +21,7 @@ from raybrain.report.pictures import Images, Thumbnails
 
 if TYPE_CHECKING:
     from raybrain.evaluation.protocols import Metric
+    from raybrain.evaluation.strata import Stratum
     from raybrain.evaluation.table import Table
 
 SHOWN = ("nearest training", "category oracle", "system", "ceiling")
@@ -56,6 +57,7 @@ def write_gallery(
     groups: Sequence[str] | None = None,
     lead: str | None = None,
     system: str = "system",
+    strata: Mapping[str, Sequence[Stratum]] | None = None,
     latents: Mapping[str, Mapping[str, float]] | None = None,
     curves: Mapping[str, Mapping[str, Curve]] | None = None,
     figures: Mapping[str, Path] | None = None,
@@ -82,6 +84,8 @@ def write_gallery(
         One or two sentences under the title; made from the table when not given.
     system
         The row that ranks the images.
+    strata
+        Heading to the scores of groups of images (`evaluation.scores_by`).
     latents
         Target to named numbers (`LatentScores.summary`).
     curves
@@ -153,6 +157,7 @@ def write_gallery(
             for position, column in enumerate(content["columns"])
             if column["kind"] != "seen"
         ],
+        strata=[_strata(name, strata=lines, table=table) for name, lines in (strata or {}).items()],
         latents=_latent_lines(latents or {}),
         latent_columns=_latent_columns(latents or {}),
         charts=[chart(name, lines=lines) for name, lines in (curves or {}).items() if lines],
@@ -417,6 +422,38 @@ def _differences(table: Table, *, system: str) -> list[dict[str, Any]]:
     return lines
 
 
+def _strata(name: str, *, strata: Sequence[Stratum], table: Table) -> dict[str, Any]:
+    metric = table.protocol.metric(strata[0].metric)
+    whole = table.score(row=strata[0].row, metric=metric.name).value
+    ends = [end for s in strata for end in (s.low, s.high)] + [whole]
+    if metric.chance is not None:
+        ends.append(metric.chance)
+    low, high = min(ends), max(ends)
+    span = (high - low) or 1.0
+
+    def at(value: float) -> float:
+        return round(2.0 + 96.0 * (value - low) / span, 2)
+
+    return {
+        "title": name,
+        "about": f"{strata[0].row}, {metric.group} {metric.label}",
+        "chance": None if metric.chance is None else at(metric.chance),
+        "whole": at(whole),
+        "lines": [
+            {
+                "label": s.label,
+                "n": s.n,
+                "value": _value(s.value, metric),
+                "range": _range(s.low, s.high, metric),
+                "low": at(s.low),
+                "high": at(s.high),
+                "at": at(s.value),
+            }
+            for s in strata
+        ],
+    }
+
+
 _LATENT_NAMES = {
     "pearson_mean": "Pearson r, mean",
     "r2_mean": "R², mean",
@@ -449,10 +486,8 @@ def _latent_lines(latents: Mapping[str, Mapping[str, float]]) -> list[dict[str, 
 
 def _scoring_facts(table: Table) -> dict[str, Any]:
     facts: dict[str, Any] = {"protocol": table.protocol.name, "images": len(table.image_ids)}
-    for network in table.protocol.networks:
-        facts[f"{network.name} weights"] = f"{network.weights} from {network.source}"
-        facts[f"{network.name} sha256"] = network.sha256
     return facts | {
+        **{f"sha256 of {name}": digest for name, digest in table.weights.items()},
         "bootstrap resamples": table.bootstrap,
         "permutations": table.permutations,
         "seed": table.seed,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrain import evaluation, outputs, report, store
-from raybrain.cluster import Progress
+from raybrain import cluster, evaluation, outputs, report, store
 from raybrain.evaluation import (
     CATEGORY_ORACLE,
     CEILING,
@@ -50,16 +50,22 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     seen, training = opened.pixels(image_ids), opened.pixels(training_ids)
     rows = _rows(experiment, image_ids=image_ids, training_ids=training_ids, training=training)
     protocol = evaluation.protocol_named(experiment.evaluate.protocol)
-    with Progress(total=len(rows), description="evaluate", unit="rows") as progress:
-        table = evaluation.score_rows(
-            seen,
-            rows,
-            protocol=protocol,
-            image_ids=image_ids,
-            bootstrap_resamples=experiment.evaluate.bootstrap,
-            seed=experiment.seed,
-            progress=lambda row, done, total: progress.advance(),
-        )
+    location = experiment.evaluate.weights
+    table = evaluation.score_rows(
+        seen,
+        rows,
+        protocol=protocol,
+        image_ids=image_ids,
+        bootstrap_resamples=experiment.evaluate.bootstrap,
+        seed=experiment.seed,
+        weights=evaluation.weights_folder(location),
+        mapper=partial(
+            cluster.map_tasks,
+            workers=experiment.resources.tasks,
+            description="evaluate",
+            unit="batches",
+        ),
+    )
     latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
     text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
     categories = category_scores(experiment) if opened.attributes["target"] == "category" else {}

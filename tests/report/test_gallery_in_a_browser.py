@@ -5,8 +5,9 @@ import pytest
 
 from raybrain.evaluation.scoring import SYSTEM
 from raybrain.report import ranking, write_gallery
+from tests.evaluation.made import made_table
 from tests.report import browser
-from tests.report.test_report import made_pictures, made_table
+from tests.report.test_report import made_pictures
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 

@@ -1,0 +1,106 @@
+"""Scores by how far an image lies from what was trained on, and by other divisions of the images.
+
+A system that only retrieves does well on test images that resemble training images; the decile of
+likeness shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybrain.evaluation.identification import standardised
+from raybrain.evaluation.statistics import bootstrap
+from raybrain.evaluation.table import Table
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Scores of some of the images."""
+
+    label: str
+    row: str
+    metric: str
+    value: float
+    low: float
+    """95 % bootstrap interval over these images."""
+    high: float
+    n: int
+
+
+def likeness_to_training(
+    images: NDArray[np.floating], *, training: NDArray[np.floating], block: int = 1024
+) -> NDArray[np.float64]:
+    """Return Pearson r (image,) of each image's features with the nearest training image's.
+
+    Parameters
+    ----------
+    images, training
+        (image, feature) and (training image, feature) of the true images.
+    block
+        Training images compared at a time.
+    """
+    mine = standardised(images)
+    nearest = np.full(len(mine), -np.inf)
+    for start in range(0, len(training), block):
+        r = mine @ standardised(training[start : start + block]).T
+        nearest = np.maximum(nearest, r.max(axis=1))
+    return nearest
+
+
+def quantile_labels(values: NDArray[np.floating], *, parts: int = 10) -> list[str]:
+    """Return a label for each value that names its quantile and the range it spans.
+
+    Equal values share a quantile, so there can be fewer parts than asked for.
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)))
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
+    width = len(str(len(edges)))
+    return [
+        f"{k + 1:0{width}d} ({edges[k]:.2f} to {edges[min(k + 1, len(edges) - 1)]:.2f})"
+        for k in place.tolist()
+    ]
+
+
+def scores_by(
+    table: Table, *, labels: Sequence[str], row: str, metric: str, resamples: int = 10_000
+) -> tuple[Stratum, ...]:
+    """Return the score of each group of images, in the order of the labels.
+
+    The scores themselves are those of the whole test set: distractors come from all images, so
+    groups can be compared.
+
+    Parameters
+    ----------
+    table
+        Scores of all images.
+    labels
+        Of each image: a decile, a category, or whether its concept was held out of training.
+    row, metric
+        Which scores.
+    resamples
+        For the interval over the images of a group.
+    """
+    if len(labels) != len(table.image_ids):
+        raise ValueError(f"{len(table.image_ids)} images were scored; found {len(labels)} labels")
+    scores = table.per_image(row=row, metric=metric)
+    groups = np.asarray(labels)
+    found = []
+    for label in sorted(set(labels)):
+        chosen = scores[groups == label]
+        interval = bootstrap(chosen, resamples=resamples, seed=table.seed)
+        found.append(
+            Stratum(
+                label=str(label),
+                row=row,
+                metric=metric,
+                value=float(chosen.mean()),
+                low=float(interval.low),
+                high=float(interval.high),
+                n=len(chosen),
+            )
+        )
+    return tuple(found)
