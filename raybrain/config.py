@@ -276,7 +276,10 @@ class Reconstruct(Section):
 class Evaluate(Section):
     """How reconstructions are scored."""
 
-    protocol: Literal["lite0-v1"] = "lite0-v1"
+    protocol: Literal["lite0-v1", "mindeye2-v1", "takagi-v1", "cs292f-v1"] = "lite0-v1"
+    """What is measured; all but ``lite0-v1`` need weights that have to be fetched first."""
+    weights: Location | None = None
+    """Folder of these weights; where torch keeps its downloads when not given."""
     bootstrap: Positive = 10_000
     """Resamples of the images for every interval."""
 
