@@ -77,7 +77,8 @@ def write_gallery(
     seen
         (image, y, x, rgb), 0..255.
     rows
-        Row name to (image, sample, y, x, rgb); those in `SHOWN` are pictured.
+        Row name to (image, sample, y, x, rgb); those in `SHOWN` are pictured, the system with all
+        its samples and the others with their first.
     captions, groups
         Of each image; ids and no categories when not given.
     lead
@@ -105,7 +106,12 @@ def write_gallery(
     count = len(table.image_ids)
     names = [str(c) for c in captions] if captions is not None else list(table.image_ids)
     categories = [str(g) for g in groups] if groups is not None else [""] * count
-    pictured = {name: rows[name] for name in SHOWN if name in rows}
+    pictured = {
+        # One sample of what the system is compared with is enough to see what it is.
+        name: rows[name] if name == system else rows[name][:, :1]
+        for name in SHOWN
+        if name in rows
+    }
     lengths = {
         "scores": count,
         "seen": len(seen),
@@ -500,8 +506,8 @@ def _kind(row: str, *, system: str) -> str:
 
 def _value(value: float, metric: Metric) -> str:
     if metric.percent:
-        return f"{100 * value:.1f}"
-    text = f"{value:.3f}"
+        return f"{round(100 * value, 1) + 0.0:.1f}"
+    text = f"{round(value, 3) + 0.0:.3f}"  # adding zero makes -0.000 a plain zero
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from raybrain.evaluation.scoring import SYSTEM
+from raybrain.evaluation.strata import scores_by
 from raybrain.report import image_grid, ranking, write_gallery
 from raybrain.report.charts import chart, ticks
 from raybrain.report.pictures import Thumbnails
@@ -99,6 +100,31 @@ def test_ties_are_broken_by_the_next_metric():
     table.cells[SYSTEM, "two_way"][:] = 1.0
     distance = table.per_image(row=SYSTEM, metric="distance")
     np.testing.assert_array_equal(np.argsort(ranking(table, row=SYSTEM)), np.argsort(distance))
+
+
+def test_only_the_system_shows_all_its_samples(tmp_path):
+    pictures = made_pictures(images=9, samples=3)
+    rows = pictures.rows | {"ceiling": pictures.rows[SYSTEM][::-1]}
+    path = write_gallery(
+        tmp_path / "g.html", title="t", table=made_table(images=9), seen=pictures.seen, rows=rows
+    )
+    columns = data_of(path.read_text())["columns"]
+    assert [(c["label"], c["samples"]) for c in columns] == [
+        ("seen", 1), ("nearest training", 1), ("sample", 3), ("ceiling", 1),
+    ]  # fmt: skip
+
+
+def test_strata_are_drawn_with_their_counts(tmp_path):
+    pictures, table = made_pictures(images=12), made_table(images=12)
+    strata = scores_by(
+        table, labels=["near", "far"] * 6, row=SYSTEM, metric="two_way", resamples=50
+    )
+    html = write_gallery(
+        tmp_path / "g.html", title="t", table=table, seen=pictures.seen, rows=pictures.rows,
+        strata={"Likeness to training": strata},
+    ).read_text()  # fmt: skip
+    assert html.count("n = 6<") == 2
+    assert f"{100 * strata[0].value:.1f}" in html
 
 
 def test_withheld_stimuli_are_nowhere_in_the_file(tmp_path):
