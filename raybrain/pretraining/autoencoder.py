@@ -34,7 +34,7 @@ def new_autoencoder(*, settings: Autoencoder, size: int) -> AutoencoderKL:
 
 
 class ReconstructionLoss(nn.Module):
-    """Absolute error + perceptual distance + divergence from a standard normal."""
+    """Absolute error, of pixels and of blocks, + perceptual distance + divergence from normal."""
 
     def __init__(self, vae: AutoencoderKL, *, settings: Autoencoder) -> None:
         super().__init__()
@@ -48,8 +48,10 @@ class ReconstructionLoss(nn.Module):
         found = self.vae.decode(posterior.sample()).sample
         error = functional.l1_loss(found.float(), pixels)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        terms = {"absolute_error": error, "divergence": divergence}
-        loss = error + self.settings.kl * divergence
+        block = pixels.shape[-1] // posterior.mean.shape[-1]
+        blurred = functional.avg_pool2d(found.float() - pixels, block).abs().mean()
+        terms = {"absolute_error": error, "block_colour": blurred, "divergence": divergence}
+        loss = error + self.settings.colour * blurred + self.settings.kl * divergence
         if self.eye is not None:
             terms["perceptual"] = self.eye.distance(found, pixels)
             loss = loss + self.settings.perceptual * terms["perceptual"]

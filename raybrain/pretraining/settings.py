@@ -47,6 +47,9 @@ class Autoencoder(Section):
     latent_channels: Positive = 4
     perceptual: Weight = 0.2
     """Weight of the EfficientNet-Lite1 distance beside the absolute error."""
+    colour: Weight = 1.0
+    """Weight of the absolute error of each latent's block, averaged over the block: without it
+    the four latent channels went to edges first and red came out as brown."""
     kl: Weight = 5e-4
     """Weight of the divergence from a standard normal, in nats per latent value."""
     optimisation: Optimisation = Optimisation(
