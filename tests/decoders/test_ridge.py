@@ -316,7 +316,8 @@ def test_bounds_choose_what_trying_every_penalty_chooses(images, voxels, noise):
         residual = standard - (basis * share) @ (basis.T @ standard)
         losses.append((held_out.errors(residual, at=at) ** 2).mean(axis=0))
     np.testing.assert_array_equal(chosen.at, np.argmin(losses, axis=0))
-    np.testing.assert_allclose(chosen.loss, np.min(losses, axis=0), rtol=1e-4)
+    # The reference is in float64, the products in float32: up to 2e-4 apart, by number of threads.
+    np.testing.assert_allclose(chosen.loss, np.min(losses, axis=0), rtol=5e-4)
     assert chosen.computed < (0.7 if voxels < images else 0.9)
 
 
