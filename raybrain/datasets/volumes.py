@@ -140,7 +140,7 @@ def _header(stream: _Bytes, name: str) -> Series:
         shape = tuple(int(size) for size in header.get_data_shape())
         if int(header["sizeof_hdr"]) != 348 or len(shape) < 3:
             raise ValueError("it has no NIfTI header")
-        offset = int(header.get_data_offset())
+        offset = max(int(header.get_data_offset()), 352)  # some writers leave 0
         slope, inter = header.get_slope_inter()
         dtype = header.get_data_dtype()
     except (ValueError, KeyError, nibabel.spatialimages.HeaderDataError) as error:
