@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 Tree = TypeVar("Tree", bound=BaseModel)
 
@@ -309,6 +317,96 @@ class Resources(Section):
     train: Workers = Workers()
     generate: Workers = Workers(max=2)
     """The pool of Stable Diffusion workers."""
+    tune: Workers = Workers(max=2)
+    """Candidates at once, and what each worker of a candidate holds."""
+
+
+class Range(Section):
+    """The values that one address may take in a search."""
+
+    choices: tuple[Any, ...] | None = None
+    """Values to choose among; lists are allowed, as in sets of ROIs."""
+    low: int | float | None = None
+    high: int | float | None = None
+    """Bounds, both included; whole numbers when both are whole."""
+    step: Annotated[int | float, Field(gt=0)] | None = None
+    log: bool = False
+    """Search the logarithm."""
+    when: dict[str, Any] = {}
+    """Search this address only in candidates that have these values at other addresses."""
+
+    @field_validator("choices", "when", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {address: _number(wanted) for address, wanted in value.items()}
+        return _number(value)
+
+    @model_validator(mode="after")
+    def _choices_or_bounds(self) -> Range:
+        if self.choices is not None:
+            if not self.choices or (self.low, self.high, self.step) != (None, None, None):
+                raise ValueError("needs either choices, at least one, or low and high")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs either choices or both low and high")
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}; exchange them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={self.low} has no logarithm; raise it or leave out log")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other; leave out one")
+        return self
+
+
+class Objective(Section):
+    """A metric of the candidates and which way is better."""
+
+    metric: str = "validation_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+class Tuning(Section):
+    """The search for better settings."""
+
+    space: dict[str, Range] = Field(min_length=1)
+    """Dotted address of this experiment -> the values it may take."""
+    candidates: Positive = 30
+    """How many to try in all, those of earlier attempts included; for ``grid``, at most."""
+    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    """Which candidates to stop early, by the first objective."""
+    patience: Positive = 3
+    """Epochs every candidate may train before it can be stopped early."""
+    objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
+    storage: Location | None = None
+    """Database of the study, as an SQLAlchemy URL or the path of a journal file that all nodes
+    reach; a sqlite file in the workspace when not given."""
+    workers: Positive = 1
+    """Workers that train one candidate together."""
+    top: Positive = 3
+    """How many of the best are fitted again with other seeds."""
+    seeds: Positive = 3
+    """How many other seeds that are."""
+
+    @model_validator(mode="after")
+    def _samplers_fit(self) -> Tuning:
+        several = len(self.objectives) > 1
+        if several and self.pruner != "none":
+            raise ValueError("several objectives cannot be compared early; write pruner: none")
+        if several and self.sampler not in ("nsga2", "random", "grid"):
+            raise ValueError("several objectives need sampler: nsga2, random or grid")
+        for address, span in self.space.items():
+            for other in span.when:
+                if other not in self.space:
+                    raise ValueError(
+                        f"'{address}' is searched when '{other}' has a value, but '{other}' is "
+                        f"not in the space; add it"
+                    )
+            whole = isinstance(span.low, int) and isinstance(span.high, int)
+            if self.sampler == "grid" and not (span.choices or span.step or whole):
+                raise ValueError(f"a grid needs choices or a step for '{address}'")
+        return self
 
 
 class Tracking(Section):
@@ -337,6 +435,7 @@ class Experiment(Section):
     features: Features = Features()
     decode: Decodes
     training: Training = Training()
+    tuning: Tuning | None = None
     reconstruct: Reconstruct = Reconstruct()
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from raybrain import config, tracking
 from raybrain.config import InputError, Tracking
+from raybrain.tracking import runs
+from raybrain.tracking.address import ARTIFACTS, DATABASE
 
 SETTINGS = Tracking()
 
@@ -48,7 +51,7 @@ def in_another_process(code, *, workspace):
         )
         parent = tracker.experiment_run(experiment)
     """
-    root = Path(tracking.__file__).parents[1]
+    root = Path(tracking.__file__).parents[2]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program) + textwrap.dedent(code)],
         stdout=subprocess.PIPE,
@@ -65,8 +68,8 @@ def test_database_and_artifacts_lie_in_the_workspace_wherever_python_runs(
     with tracker.stage(tracker.experiment_run(experiment), "evaluate", settings={}) as run:
         run.log_text("seen", "notes/a.txt")
     assert list(tmp_path.iterdir()) == []
-    assert Path(workspace, tracking.DATABASE).is_file()
-    (kept,) = Path(workspace, tracking.ARTIFACTS).rglob("notes/a.txt")
+    assert Path(workspace, DATABASE).is_file()
+    (kept,) = Path(workspace, ARTIFACTS).rglob("notes/a.txt")
     assert kept.read_text() == "seen"
 
 
@@ -102,7 +105,7 @@ def test_a_stage_records_settings_metrics_files_and_tags(tracker, experiment, tm
     found = tracker.client.get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "train latents"
-    assert found.data.tags[tracking.PARENT] == parent.run_id
+    assert found.data.tags[runs.PARENT] == parent.run_id
     assert found.data.tags["count"] == "3"
     assert found.data.params["training.lr"] == "0.0003"
     assert found.data.params["decode.latents.rois"] == "['V1']"
@@ -124,7 +127,7 @@ def test_an_error_closes_the_run_as_failed_and_says_why(tracker, experiment):
         1 / 0  # noqa: B018
     found = tracker.client.get_run(run.run_id)
     assert found.info.status == "FAILED"
-    assert found.data.tags[tracking.ERROR] == "ZeroDivisionError: division by zero"
+    assert found.data.tags[runs.ERROR] == "ZeroDivisionError: division by zero"
     (entry,) = tracker.client.list_artifacts(run.run_id)
     assert entry.path == "traceback.txt"
 
@@ -166,6 +169,67 @@ def test_a_run_whose_process_died_is_closed_and_one_that_lives_is_not(
         process.stdout.close()
 
 
+@dataclass(frozen=True)
+class Candidate:
+    number: int = 3
+    settings: dict = field(default_factory=dict)
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Outcome:
+    state: str = "complete"
+    values: tuple[float, ...] = (0.25,)
+    epochs: int = 2
+    seconds: float = 1.5
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    candidate: Candidate
+    metrics: dict | None = None
+    outcome: Outcome | None = None
+
+
+def test_a_candidate_has_one_run_whoever_drove_the_search(tracker, experiment):
+    candidate = Candidate(settings={"training.lr": 0.01})
+    with tracker.stage(tracker.experiment_run(experiment), "tune", settings={}) as parent:
+        for epochs, outcome in (([1, 2], None), ([2, 3], Outcome(epochs=3))):  # restarted after 2
+            log = tracking.StudyLog(
+                tracker, parent=parent, study="study", objectives=["validation_loss"]
+            )
+            log.record([Event(candidate)])
+            points = [Event(candidate, {"epoch": k, "validation_loss": 1 / k}) for k in epochs]
+            log.record([*points, *([Event(candidate, outcome=outcome)] if outcome else [])])
+    where = f"tags.`{runs.PARENT}` = '{parent.run_id}'"
+    (found,) = tracker.client.search_runs([parent.mlflow_experiment], where)
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"training.lr": "0.01", "seed": "7"}
+    assert found.data.metrics["objective/validation_loss"] == 0.25
+    assert found.data.metrics["epochs"] == 3
+    assert found.data.tags[runs.CANDIDATE] == "3"
+    history = tracker.client.get_metric_history(found.info.run_id, "validation_loss")
+    assert [(point.step, point.value) for point in history] == [
+        (1, 1.0),
+        (2, 0.5),
+        (2, 0.5),
+        (3, 1 / 3),
+    ]
+
+
+def test_a_candidate_that_failed_says_why(tracker, experiment):
+    with tracker.stage(tracker.experiment_run(experiment), "tune", settings={}) as parent:
+        log = tracking.StudyLog(tracker, parent=parent, study="failing", objectives=["loss"])
+        error = "Traceback\nValueError: no trials"
+        candidate = Candidate(number=0, settings={})
+        log.record([Event(candidate), Event(candidate, outcome=Outcome("failed", (), error=error))])
+    where = f"tags.`{runs.PARENT}` = '{parent.run_id}'"
+    (found,) = tracker.client.search_runs([parent.mlflow_experiment], where)
+    assert found.info.status == "FAILED"
+    assert found.data.tags[runs.ERROR] == "ValueError: no trials"
+
+
 def test_a_database_is_whole_or_not_there(tmp_path):
     # Killed while it makes the tables, MLflow alone would leave a file it refuses to open again.
     process = in_another_process("", workspace=str(tmp_path))
@@ -176,9 +240,9 @@ def test_a_database_is_whole_or_not_there(tmp_path):
     finally:
         process.wait()
         process.stdout.close()
-    assert not (tmp_path / tracking.DATABASE).exists()
+    assert not (tmp_path / DATABASE).exists()
     tracking.open_tracker(SETTINGS, workspace=str(tmp_path))
-    with sqlite3.connect(tmp_path / tracking.DATABASE) as database:
+    with sqlite3.connect(tmp_path / DATABASE) as database:
         (check,) = database.execute("pragma integrity_check").fetchone()
     database.close()
     assert check == "ok"
@@ -210,7 +274,7 @@ def test_the_command_that_opens_the_runs_names_the_database(tmp_path):
 
 def test_importing_tracking_imports_no_mlflow():
     code = "import sys, raybrain.tracking; print('mlflow' in sys.modules)"
-    root = Path(tracking.__file__).parents[1]
+    root = Path(tracking.__file__).parents[2]
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
     )

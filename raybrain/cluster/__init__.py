@@ -1,27 +1,44 @@
-"""Everything that runs on Ray: one connection, tasks, training, pools of workers.
+"""Everything that runs on Ray: one connection, tasks, training, searches, pools of workers.
 
-Importing this package imports neither Ray nor torch.
+Importing this package imports neither Ray nor Optuna nor torch.
 """
 
+from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect
 from raybrain.cluster.share import Shared, share
+from raybrain.cluster.space import assignments, check_space, default_settings, with_settings
+from raybrain.cluster.study import Candidate, Event, Outcome, storage_of
 from raybrain.cluster.tasks import map_tasks
 from raybrain.cluster.train import train
+from raybrain.cluster.tuning import Refit, ranked, refit, search
 from raybrain.cluster.worker import device, latest_checkpoint, rank, report, world_size
 
 __all__ = [
+    "Candidate",
+    "Event",
+    "Outcome",
     "Progress",
+    "Refit",
     "Shared",
+    "assignments",
+    "check_space",
     "connect",
+    "default_settings",
     "device",
     "draw_units",
     "latest_checkpoint",
     "map_tasks",
+    "plot_study",
     "rank",
+    "ranked",
+    "refit",
     "report",
+    "search",
     "share",
+    "storage_of",
     "train",
+    "with_settings",
     "world_size",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from raybrain import config
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect, slots, worker_environment
+from raybrain.cluster.session import connect, data_context, slots, worker_environment
 
 WORKER_DEATHS = 3
 """How often a unit is tried again after the worker that drew it died."""
@@ -161,7 +161,7 @@ def _results(
 
     largest = min(workers.max, len(units))
     smallest = min(workers.min, largest)
-    context = ray.data.DataContext.get_current().copy()
+    context = data_context()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = len(units)  # a block that is lost shows as a missing unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -99,40 +101,58 @@ def slots(workers: config.Workers) -> int:
     return int(fits + 1e-9)
 
 
+def data_context() -> Any:
+    """Return a copy of Ray Data's settings, from which Ray Train makes one of its own as well."""
+    with warnings.catch_warnings():
+        # Making the first one warns about settings that nobody touched.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ray.data import DataContext
+
+        return DataContext.get_current().copy()
+
+
 @contextlib.contextmanager
 def _local_ray() -> Iterator[None]:
-    import psutil
     import ray
 
     with _temporary_folder() as folder, _environment(_local_environment()):
-        memory = psutil.virtual_memory().total // 10
-        store = min(max(memory, SMALLEST_OBJECT_STORE), LARGEST_OBJECT_STORE)
-        for attempt in range(START_ATTEMPTS):
-            try:
-                with _quiet_stderr():
-                    ray.init(
-                        address="local",
-                        include_dashboard=False,
-                        object_store_memory=store,
-                        logging_level=logging.ERROR,
-                        log_to_driver=False,
-                        _temp_dir=str(folder),
-                    )
+        for attempts_left in reversed(range(START_ATTEMPTS)):
+            if _started(folder, last_attempt=not attempts_left):
                 break
-            except Exception as error:
-                # Ray gives its node 30 s, which a machine busy with other work can exceed.
-                ray.shutdown()
-                _end_leftovers(folder)
-                if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
-                    raise
+            _end_leftovers(folder)
         try:
             yield
         finally:
             ray.shutdown()
+            _end_leftovers(folder)
+
+
+def _started(folder: Path, *, last_attempt: bool) -> bool:
+    import psutil
+    import ray
+
+    memory = psutil.virtual_memory().total // 10
+    try:
+        with _quiet_stderr():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=min(max(memory, SMALLEST_OBJECT_STORE), LARGEST_OBJECT_STORE),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
+    except Exception as error:
+        ray.shutdown()
+        # Ray gives its node 30 s, which a machine busy with other work can exceed.
+        if last_attempt or "timed out during startup" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _end_leftovers(folder: Path) -> None:
-    """End the processes of a Ray that did not finish starting; it forgets about them."""
+    """End what is left of a Ray: all of one that did not start, now and then a part of one."""
     import psutil
 
     for process in psutil.Process().children(recursive=True):
@@ -140,6 +160,9 @@ def _end_leftovers(folder: Path) -> None:
             if any(str(folder) in argument for argument in process.cmdline()):
                 process.kill()
                 process.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # about these very processes
+        gc.collect()
 
 
 def _local_environment() -> dict[str, str]:
@@ -149,8 +172,10 @@ def _local_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),  # loopback only
-        # A busy machine needs longer than Ray's 60 s to import what a worker imports.
+        # On a busy machine a worker may need longer than 60 s to import what it imports, and
+        # the one node longer than 5 x 10 s to say that it is alive; Ray would end both.
         "RAY_worker_register_timeout_seconds": "300",
+        "RAY_health_check_timeout_ms": "60000",
     }
 
 

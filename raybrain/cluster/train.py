@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybrain import config
 from raybrain.cluster.errors import Failure, failure_of
-from raybrain.cluster.session import connect, worker_environment
+from raybrain.cluster.session import connect, data_context, worker_environment
 
 if TYPE_CHECKING:
     from ray.train.v2.api.callback import UserCallback
@@ -72,6 +72,7 @@ def train(
     )
 
     with connect(), _journal(storage=storage, name=name) as journal:
+        data_context()
         elastic = workers.min != workers.max
         trainer = TorchTrainer(
             loop,

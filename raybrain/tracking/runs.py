@@ -1,38 +1,29 @@
-"""Everything that is written to MLflow: who ran what, with which settings, and what came of it.
-
-One MLflow experiment per dataset; one parent run per raybrain experiment, found again when it is
-rerun; below it one run per stage. The client is always told which run it writes to: MLflow's
-notion of an active run depends on the process and on the environment.
-"""
+"""Runs, one below the other: an experiment, its stages, the candidates of a search."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import shutil
 import socket
-import sys
-import tempfile
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raybrain.config import InputError, Tracking
+from raybrain.tracking.address import artifacts_of, client_of, uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DATABASE = "mlflow.db"
-ARTIFACTS = "mlflow-artifacts"
 PARENT = "mlflow.parentRunId"
 NAME = "raybrain.experiment"
 SUBJECT = "raybrain.subject"
 STAGE = "raybrain.stage"
+STUDY = "raybrain.study"
+CANDIDATE = "raybrain.candidate"
 OWNER = "raybrain.owner"
 ERROR = "raybrain.error"
 METRICS_PER_BATCH = 1000  # MLflow's limits
@@ -52,18 +43,8 @@ def open_tracker(settings: Tracking, *, workspace: str) -> Tracker:
     raybrain.config.InputError
         If the server does not answer or the address cannot be one.
     """
-    uri = _uri(settings, workspace=workspace)
-    return Tracker(client=_client(uri), uri=uri, artifacts=_artifacts(uri, workspace=workspace))
-
-
-def ui_command(settings: Tracking, *, workspace: str) -> str:
-    """Return what to type, or where to go, to look at the runs."""
-    uri = _uri(settings, workspace=workspace)
-    if uri.startswith(("http://", "https://")):
-        return uri
-    beside = Path(sys.executable).parent / "mlflow"
-    command = beside if beside.exists() and shutil.which("mlflow") != str(beside) else "mlflow"
-    return f"{command} ui --workers 1 --backend-store-uri {uri}"
+    uri = uri_of(settings, workspace=workspace)
+    return Tracker(client=client_of(uri), uri=uri, artifacts=artifacts_of(uri, workspace=workspace))
 
 
 @dataclass(frozen=True)
@@ -77,10 +58,24 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record values at ``step``, all in one request."""
+        self.log_curve([(step, metrics)])
+
+    def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Record values at several steps in as few requests as MLflow allows.
+
+        Parameters
+        ----------
+        points : sequence of (int, mapping)
+            Step and values.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        values = [
+            Metric(name, float(value), now, step)
+            for step, metrics in points
+            for name, value in metrics.items()
+        ]
         for start in range(0, len(values), METRICS_PER_BATCH):
             self.client.log_batch(self.run_id, metrics=values[start : start + METRICS_PER_BATCH])
 
@@ -194,6 +189,34 @@ class Tracker:
             raise
         run.end("FINISHED")
 
+    def candidate(
+        self, parent: Run, *, study: str, number: int, settings: Mapping[str, Any]
+    ) -> Run:
+        """Return the run of one candidate of a search, open; the same one as last time.
+
+        Parameters
+        ----------
+        parent : Run
+            The stage that searches, or the experiment.
+        study : str
+            Name of the study.
+        number : int
+            The candidate's number in the study.
+        settings : mapping
+            Dotted address -> value, recorded as parameters.
+        """
+        tags = {STUDY: study, CANDIDATE: str(number)}
+        found = self._runs(parent.mlflow_experiment, tags=tags)
+        if found:
+            run = Run(self.client, found[0], parent.mlflow_experiment)
+            self.client.update_run(run.run_id, status="RUNNING")
+            run.set_tags({PARENT: parent.run_id, OWNER: _owner()})
+            return run
+        tags |= {PARENT: parent.run_id, STAGE: "candidate"}
+        run = self._start(parent.mlflow_experiment, title=f"candidate {number}", tags=tags)
+        run.log_settings(settings)
+        return run
+
     def _mlflow_experiment(self, dataset: str) -> str:
         from mlflow.exceptions import MlflowException
 
@@ -235,87 +258,6 @@ class Tracker:
                 run = Run(self.client, run_id, mlflow_experiment)
                 run.set_tags({ERROR: "the process ended without closing this run"})
                 run.end("KILLED")
-
-
-def _uri(settings: Tracking, *, workspace: str) -> str:
-    given = settings.uri
-    if given is None:
-        if "://" in workspace:
-            raise InputError(
-                f"runs cannot be recorded in a database at {workspace}; give a tracking server: "
-                f"tracking.uri=http://..."
-            )
-        return f"sqlite:///{Path(workspace).absolute() / DATABASE}"
-    if given.startswith("sqlite:///"):
-        return f"sqlite:///{Path(given.removeprefix('sqlite:///')).absolute()}"
-    if "://" not in given:
-        raise InputError(
-            f"tracking.uri is '{given}', which is no address; write http://server:5000 or "
-            f"sqlite:///{Path(given).absolute()}"
-        )
-    return given
-
-
-def _artifacts(uri: str, *, workspace: str) -> str | None:
-    if uri.startswith(("http://", "https://")):
-        return None
-    return f"{workspace if '://' in workspace else Path(workspace).absolute()}/{ARTIFACTS}"
-
-
-@functools.cache
-def _client(uri: str) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import logging
-
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        with _few_retries(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The ``noload``")  # MLflow's own
-            if uri.startswith("sqlite:///"):
-                _make_database(Path(uri.removeprefix("sqlite:///")))
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
-    except MlflowException as error:
-        if "out-of-date database schema" in str(error):
-            raise InputError(
-                f"the runs at {uri} were recorded by an older MLflow; "
-                f"keep a copy and type: mlflow db upgrade {uri}"
-            ) from None
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"no MLflow answers at {uri} ({reason}); check tracking.uri") from None
-    return client
-
-
-def _make_database(file: Path) -> None:
-    """Create a database with all of MLflow's tables, which takes seconds, in one step."""
-    from mlflow import MlflowClient
-
-    if file.exists():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
-        made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
-        shutil.copyfile(made, whole)  # MLflow keeps its connection to the file it made
-        with contextlib.suppress(FileExistsError):
-            os.link(whole, file)  # unlike a rename, leaves a database alone that came first
-
-
-@contextlib.contextmanager
-def _few_retries() -> Iterator[None]:
-    # MLflow tries an address for minutes before it says that nobody is there.
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = before or "2"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _owner() -> str:

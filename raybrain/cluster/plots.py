@@ -1,0 +1,41 @@
+"""Pictures of a study, for MLflow and for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raybrain.cluster.study import open_storage
+
+
+def plot_study(*, name: str, storage: str, folder: str) -> list[Path]:
+    """Write history, parallel coordinates and importances as HTML and PNG; return the files.
+
+    Importances need at least two complete candidates and are left out before.
+    """
+    import warnings
+
+    import matplotlib as mpl
+    import optuna
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from optuna import visualization
+    from optuna.visualization import matplotlib as drawn
+
+    study = optuna.load_study(study_name=name, storage=open_storage(storage))
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    plots = ["optimization_history", "parallel_coordinate"] if complete else []
+    if len({tuple(trial.params.items()) for trial in complete}) > 1:
+        plots.append("param_importances")
+    target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+    files = []
+    for plot in plots:
+        html, png = Path(folder, f"{plot}.html"), Path(folder, f"{plot}.png")
+        getattr(visualization, f"plot_{plot}")(study, target=target).write_html(str(html))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            axes = getattr(drawn, f"plot_{plot}")(study, target=target)
+        axes.figure.savefig(png, dpi=150, bbox_inches="tight")
+        plt.close(axes.figure)
+        files += [html, png]
+    return files

@@ -1,0 +1,13 @@
+"""Everything that is written to MLflow: who ran what, with which settings, and what came of it.
+
+One MLflow experiment per dataset; one parent run per raybrain experiment, found again when it is
+rerun; below it one run per stage, and below a search one run per candidate. The client is always
+told which run it writes to: MLflow's notion of an active run depends on the process and on the
+environment.
+"""
+
+from raybrain.tracking.address import ui_command
+from raybrain.tracking.runs import Run, Tracker, open_tracker
+from raybrain.tracking.studies import StudyLog
+
+__all__ = ["Run", "StudyLog", "Tracker", "open_tracker", "ui_command"]
