@@ -50,7 +50,7 @@ def new_scheduler(settings: Denoiser) -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=0,
+        steps_offset=1,  # unused with trailing steps; diffusers warns of any other value
     )
 
 

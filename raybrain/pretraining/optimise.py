@@ -1,5 +1,6 @@
 """The one optimisation loop of pretraining: it yields progress and can continue from any of it."""
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def optimise(
             "step": step,
             "weights": {k: p.detach().cpu().clone() for k, p in weights.items()},
             "average": {k: a.cpu().clone() for k, a in average.items()},
-            "optimizer": optimizer.state_dict(),
+            "optimizer": copy.deepcopy(optimizer.state_dict()),
         }
 
     for step in range(first, settings.steps):
