@@ -362,6 +362,7 @@ SMOKE = [
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own
 def test_the_job_trains_records_and_exports(tmp_path):
     from mlflow import MlflowClient
 
