@@ -75,6 +75,7 @@ class SharedMLP(nn.Module):
         subject = rows[:, 0].long()
         order, parts = [], []
         for number, layer in enumerate(self.enter):
+            assert isinstance(layer, nn.Linear)
             own = torch.nonzero(subject == number)[:, 0]
             order.append(own)
             # Also for no rows at all, so that every layer has a gradient on every worker.

@@ -34,7 +34,6 @@ from raybrain.decoders.ridge_factor import BLOCK_BYTES, Factor, factorise
 from raybrain.decoders.ridge_selection import (
     HeldOut,
     choose_penalties,
-    fitted_residual,
     leave_folds_out,
     leave_one_out,
 )
@@ -44,6 +43,9 @@ ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-3, 3, 13))
 
 EDGE_SHARE = 0.05
 """More targets than this at an end of the grid mean that the grid is too short."""
+
+LEAST_SPREAD = 1e-6
+"""Predictions that vary less than this, in deviations of the target, are rounding."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +141,14 @@ def solve_block(
     )
     weights = _weights(factor, projected=projected, penalty=penalties[chosen.at])
     weights *= np.where(moments.varying, scale, 0.0).astype(np.float32)
-    gain = np.ones(len(scale), np.float32)
-    for at in np.unique(chosen.at[moments.varying]):
-        columns = np.flatnonzero((chosen.at == at) & moments.varying)
-        own = standard[:, columns]
-        residual = fitted_residual(
-            factor, standard=own, projected=projected[:, columns], penalty=penalties[at]
-        )
-        predictions = (own - held_out.errors(residual, at=at)) / root
-        gain[columns] = 1.0 / _deviation(predictions, count=factor.count)
+    spread = np.where(moments.varying, chosen.spread, 1.0)
     return RidgeBlock(
         weights=weights,
         mean=moments.mean,
         deviation=moments.deviation,
         alpha=np.where(moments.varying, grid[chosen.at], np.nan).astype(np.float32),
         held_out_r2=np.where(moments.varying, 1 - chosen.loss, 0.0).astype(np.float32),
-        gain=gain,
+        gain=(1.0 / np.maximum(spread, LEAST_SPREAD)).astype(np.float32),
     )
 
 
@@ -166,11 +160,6 @@ def _weights(factor: Factor, *, projected: Floats, penalty: NDArray[np.float64])
         return factor.right.T @ (factor.left @ solution)
     solution *= np.sqrt(spectrum)
     return factor.right @ solution
-
-
-def _deviation(predictions: Floats, *, count: NDArray[np.float64]) -> Floats:
-    share = (count / count.sum()).astype(np.float32)
-    return np.sqrt(share @ (predictions - share @ predictions) ** 2)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from raybrain.decoders.normalisation import CONSTANT, Floats, Integers
 BLOCK_BYTES = 512 * 2**20
 """Working memory of one block of targets."""
 
+ROWS_AT_ONCE = 512
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -77,7 +79,7 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
         raise ValueError("ridge needs at least one voxel, found none; choose other ROIs")
     weight = np.ones(images) if count is None else np.asarray(count, np.float64)
     root = np.sqrt(weight)
-    centre = (weight / weight.sum()) @ betas.astype(np.float64)
+    centre = _centre(betas, weight=weight / weight.sum())
     if not np.isfinite(centre).all():
         raise ValueError(f"{int((~np.isfinite(centre)).sum())} voxels hold NaN or infinity")
     form: Literal["primal", "dual"] = "primal" if voxels <= images else "dual"
@@ -96,6 +98,14 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
         eigenvalues=eigenvalues,
         mean_eigenvalue=float(eigenvalues.sum() / rank),
     )
+
+
+def _centre(betas: NDArray, *, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.zeros(betas.shape[1])
+    for start in range(0, len(betas), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        total += weight[part] @ betas[part].astype(np.float64)
+    return total
 
 
 Decomposition = tuple[Floats, Floats, NDArray[np.float64]]
@@ -122,7 +132,7 @@ def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomp
     images, voxels = betas.shape
     kernel = np.zeros((images, images))
     weighted = np.empty((images, voxels), np.float32)
-    step = max(1, 2**26 // (8 * images))
+    step = max(1, 2**27 // (8 * images))
     for start in range(0, voxels, step):
         part = slice(start, start + step)
         columns = _weighted(betas[:, part], centre[part], root)
@@ -137,4 +147,6 @@ def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomp
 
 
 def _weighted(betas: NDArray, centre: NDArray, root: NDArray) -> NDArray[np.float64]:
-    return (betas.astype(np.float64) - centre) * root[:, None]
+    rows = betas - centre  # float64, as the centre is
+    rows *= root[:, None]
+    return rows

@@ -134,12 +134,15 @@ class Chosen:
         Position among the penalties.
     loss : ndarray of float64, shape (target,)
         Held-out squared error, weighted by repeats, in units of the target's variance.
+    spread : ndarray of float64, shape (target,)
+        Standard deviation of the held-out predictions, in units of the target's.
     computed : float
         Share of all (penalty, target) pairs whose loss had to be computed.
     """
 
     at: NDArray[np.intp]
     loss: NDArray[np.float64]
+    spread: NDArray[np.float64]
     computed: float
 
 
@@ -172,7 +175,7 @@ def choose_penalties(
     start = len(penalties) - 1 - np.argmin((fitted / freedom**2)[::-1], axis=0)
 
     targets = standard.shape[1]
-    best = np.full(targets, np.inf)
+    best, spread = np.full(targets, np.inf), np.zeros(targets)
     at = start.copy()
     computed = 0
     for step in sorted(range(-len(penalties) + 1, len(penalties)), key=abs):
@@ -184,17 +187,21 @@ def choose_penalties(
             if not len(columns):
                 continue
             computed += len(columns)
-            residual = fitted_residual(
-                factor,
-                standard=standard[:, columns],
-                projected=projected[:, columns],
-                penalty=penalties[penalty],
+            own = standard[:, columns]
+            residual = _fitted_residual(
+                factor, standard=own, projected=projected[:, columns], penalty=penalties[penalty]
             )
-            loss = _sum_of_squares(held_out.errors(residual, at=penalty))
+            errors = held_out.errors(residual, at=penalty)
+            loss = _sum_of_squares(errors)
             better = (loss < best[columns]) | ((loss == best[columns]) & (penalty > at[columns]))
             best[columns[better]] = loss[better]
             at[columns[better]] = penalty
-    return Chosen(at=at, loss=best / total, computed=computed / (targets * len(penalties)))
+            # While the errors are at hand: computing them again would cost another product.
+            found = _spread(np.subtract(own, errors, out=own), count=factor.count)
+            spread[columns[better]] = found[better]
+    return Chosen(
+        at=at, loss=best / total, spread=spread, computed=computed / (targets * len(penalties))
+    )
 
 
 def _fitted_loss(
@@ -210,7 +217,7 @@ def _fitted_loss(
     return inside + np.maximum(outside, 0.0)
 
 
-def fitted_residual(
+def _fitted_residual(
     factor: Factor, *, standard: Floats, projected: Floats, penalty: float
 ) -> Floats:
     """Return residuals (image, target) of the fit to all images at one penalty."""
@@ -219,6 +226,12 @@ def fitted_residual(
         return factor.left @ (projected * (1.0 - share).astype(np.float32)[:, None])
     fit = factor.left @ (projected * share.astype(np.float32)[:, None])
     return np.subtract(standard, fit, out=fit)
+
+
+def _spread(weighted: Floats, *, count: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return standard deviations of predictions given times the square root of repeats."""
+    mean = np.sqrt(count).astype(np.float32) @ weighted / count.sum()
+    return np.sqrt(np.maximum(_sum_of_squares(weighted) / count.sum() - mean**2, 0.0))
 
 
 def _sum_of_squares(errors: Floats) -> NDArray[np.float64]:
