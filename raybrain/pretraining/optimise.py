@@ -1,6 +1,7 @@
 """The one optimisation loop of pretraining: it yields progress and can continue from any of it."""
 
 import copy
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ def optimise(
             means = {k: v / count for k, v in totals.items()} | {"lr": rate}
             totals.clear()
             count = 0
-            yield Progress(done, settings.steps, means, lambda done=done: snapshot(done))
+            yield Progress(done, settings.steps, means, functools.partial(snapshot, done))
 
 
 def use_average(objective: nn.Module, state: State) -> None:

@@ -72,6 +72,7 @@ def pretrain(
                 if progress.step == progress.steps:
                     last = progress.state()
             objective.to("cpu")
+            assert last is not None  # a phase that was complete resumes from its last state
             use_average(objective, last)
             if phase == "autoencoder":
                 parts.vae.eval()

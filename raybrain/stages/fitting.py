@@ -76,23 +76,29 @@ def image_rows(opened: SubjectStore) -> np.ndarray:
 def _fit_ridge(
     experiment: Experiment, decode: Decode, *, opened: SubjectStore, truth: Any, **_: Any
 ) -> TrainedDecoder:
-    """Fit on training and validation trials: leaving images out chooses the penalties."""
+    """Fit on training and validation trials: what is left out in turn chooses the penalties.
+
+    Images are left out one by one with their repeats averaged. Where a target stands for a category
+    every trial counts, for its repeats are different pictures, and scan runs are left out.
+    """
     assert isinstance(decode.decoder, Ridge)
     mask = opened.mask(decode.rois)
+    by_category = opened.attributes["target"] == "category"
     examples = prepare(
         opened.betas(voxels=mask),
         session=opened.trials["session"].to_numpy(),
         image_id=image_rows(opened),
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
-        repeats="average",
+        repeats="trial" if by_category else "average",
     )
     targets = truth(examples.image_id)
     factor = factorise(examples.betas, count=examples.count)
     alphas = decode.decoder.alphas or ALPHAS
+    folds = opened.trials["run"].to_numpy() if by_category else None
     width = min(TARGETS_PER_TASK, factor.targets_per_block())
     blocks = cluster.map_tasks(
-        functools.partial(_solve, factor=factor, alphas=alphas),
+        functools.partial(_solve, factor=factor, alphas=alphas, folds=folds),
         [targets[:, start : start + width] for start in range(0, targets.shape[1], width)],
         workers=experiment.resources.tasks,
         description="ridge",
@@ -107,8 +113,8 @@ def _fit_ridge(
     )
 
 
-def _solve(targets: np.ndarray, *, factor: Any, alphas: Any) -> Any:
-    return solve_block(factor, targets=targets, alphas=alphas)
+def _solve(targets: np.ndarray, *, factor: Any, alphas: Any, folds: Any) -> Any:
+    return solve_block(factor, targets=targets, alphas=alphas, folds=folds)
 
 
 def _fit_network(
@@ -133,6 +139,8 @@ def _fit_network(
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
         repeats=decode.repeats,
+        rois={name: opened.rois[name][mask] for name in decode.rois},
+        xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
     )
     validation = examples.like(betas[~train], session=session[~train], image_id=rows[~train])
     task = gradient_task(
@@ -182,7 +190,8 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
         validation=training.resident(task.validation_betas, targets=task.validation_targets),
         settings=settings["training"],
         seed=settings["seed"],
-        contrastive=getattr(task.section, "contrastive", 0.0),
+        cosine=task.section.cosine,
+        contrastive=task.section.contrastive,
         state=state,
         rank=cluster.rank(),
         world_size=cluster.world_size(),
