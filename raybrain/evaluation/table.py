@@ -192,10 +192,10 @@ class Table:
     def to_text(self) -> str:
         """Return the table for a console, at most 100 columns wide for eight metrics."""
         metrics = self.protocol.metrics
-        any_score = self.scores[0]
-        counted = max(s.samples for s in self.scores if s.row not in ("shuffled brain",))
+        named = [score for score in self.scores if score.row == "system"] or self.scores
+        counted = named[0].samples
         lines = [
-            f"{self.protocol.name}: {any_score.n} images, {counted} "
+            f"{self.protocol.name}: {len(self.image_ids)} images, {counted} "
             f"sample{'s' if counted > 1 else ''} each; mean ± half the 95 % interval "
             f"({self.bootstrap:,} resamples of images)",
             "",
@@ -295,7 +295,8 @@ def _number(value: float, *, metric: Metric) -> str:
         return "–"  # noqa: RUF001
     if metric.percent:
         return f"{100 * value:.1f}"
-    return f"{value:.3f}".replace("0.", ".", 1)
+    text = f"{round(value, 3) + 0.0:.3f}"  # adding zero makes -0.000 a plain zero
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def _chance(metric: Metric) -> str:

@@ -71,9 +71,9 @@ def score_figure(table: Table, *, folder: Path, name: str = "scores") -> FigureF
         panel.spines[["top", "right", "left"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
     panels[0].set_ylim(-0.6, len(rows) - 0.4)
-    figure.text(
-        0.995, 0.005, f"{table.protocol.name}, n = {len(table.image_ids)}, 95 % intervals",
-        fontsize=6, color=SOFT, ha="right", va="bottom",
+    figure.supxlabel(
+        f"{table.protocol.name}, n = {len(table.image_ids)}, 95 % intervals",
+        x=0.995, fontsize=6, color=SOFT, ha="right",
     )  # fmt: skip
     return _save(figure, folder=folder, name=name)
 

@@ -535,7 +535,7 @@ def _edges(rows: Mapping[str, Images]) -> list[int]:
 
 def _tile_size(drawn: int) -> int:
     # As large as lets one image's tiles stand on one line of a 1,240-pixel page.
-    return int(np.clip((960 // (drawn + 1) - 9) // 4 * 4, 72, 132))
+    return int(np.clip((920 // (drawn + 1) - 9) // 4 * 4, 72, 132))
 
 
 def _png_uri(file: Path) -> str:

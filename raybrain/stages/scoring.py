@@ -25,14 +25,18 @@ from raybrain.stages.predicting import ESTIMATES, TRIALS
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
-    from raybrain.evaluation import Table
+    from raybrain.evaluation import Stratum, Table
     from raybrain.outputs import Output
+    from raybrain.store import SubjectStore
     from raybrain.tracking import Run
 
 TABLE = "scores.txt"
 GALLERY = "gallery.html"
 GRID = "grid.png"
+SCORES = "scores.npz"
 GRID_IMAGES = 20
+STRATUM = 20
+"""Test images in a stratum, at least, when they are divided by likeness to training images."""
 ROW_NAMES = {
     drawing.CATEGORY: CATEGORY_ORACLE,
     drawing.SYSTEM: SYSTEM,
@@ -74,11 +78,14 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     for target, score in categories.items():
         text += f"{target}: {score}\n"
     (folder / TABLE).write_text(text)
+    table.save(folder / SCORES)
     table.to_csv(folder / "scores.csv")
     (folder / "scores.tex").write_text(table.to_latex())
     (folder / "decoders.json").write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
+    report.score_figure(table, folder=folder)
+    figures = _maps(opened, folder=folder)
     captions = [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
     report.write_gallery(
         folder / GALLERY,
@@ -88,7 +95,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         rows=rows,
         captions=captions,
         groups=opened.images.loc[image_ids, "group"].tolist(),
+        strata=_strata(experiment, table=table, training_ids=training_ids),
         latents={name: scores.summary() for name, scores in latents.items()},
+        figures=figures,
         provenance=_provenance(experiment),
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
@@ -140,6 +149,38 @@ def category_scores(experiment: Experiment) -> dict[str, CategoryScore]:
             seed=experiment.seed,
         )
     return found
+
+
+def _maps(opened: SubjectStore, *, folder: Path) -> dict[str, Path]:
+    """Return caption to map; datasets without noise ceilings have none."""
+    ceiling = opened.voxels["noise_ceiling"].to_numpy()
+    if not np.isfinite(ceiling).any():
+        return {}
+    files = report.noise_ceiling_figure(
+        xyz=opened.voxels[["x", "y", "z"]].to_numpy(), noise_ceiling=ceiling, folder=folder
+    )
+    return {"Noise ceiling of every stored voxel, axial slices": files.png}
+
+
+def _strata(
+    experiment: Experiment, *, table: Table, training_ids: list[str]
+) -> dict[str, tuple[Stratum, ...]]:
+    """Return scores by likeness of the image seen to its nearest training image."""
+    parts = min(10, len(table.image_ids) // STRATUM)
+    if parts < 2:
+        return {}
+    features = outputs.features(experiment).folder
+    target, _ = outputs.targets(experiment)[0]
+    likeness = evaluation.likeness_to_training(
+        store.read_rows(features, target, image_ids=list(table.image_ids)),
+        training=store.read_rows(features, target, image_ids=training_ids),
+    )
+    labels = evaluation.quantile_labels(likeness, parts=parts)
+    metric = table.protocol.ranking[0]
+    found = evaluation.scores_by(
+        table, labels=labels, row=SYSTEM, metric=metric, resamples=experiment.evaluate.bootstrap
+    )
+    return {f"By likeness to the nearest training image (r of their {target})": found}
 
 
 def _rows(
@@ -214,7 +255,9 @@ def _log(
     licence = outputs.dataset_entry(experiment).licence
     shown = licence.redistributable or experiment.tracking.private
     pictures = [GALLERY, GRID] if shown else []
-    for name in (TABLE, "scores.csv", "scores.tex", "decoders.json", *pictures):
+    figures = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".pdf"))
+    figures.remove(GRID)
+    for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pictures):
         run.log_artifact(folder / name)
     if not shown:
         run.set_tags({"pictures_withheld": f"{licence.name}; tracking.private=true logs them"})

@@ -12,6 +12,7 @@ from raybrain.evaluation import (
     comparison_text,
     load_table,
 )
+from raybrain.evaluation.table import _number
 from tests.evaluation.made import made_table
 
 
@@ -112,3 +113,11 @@ def test_a_saved_table_comes_back_whole(tmp_path):
 def test_missing_scores_say_what_to_run(tmp_path):
     with pytest.raises(InputError, match="run evaluate first"):
         load_table(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0001, ".000"), (-0.25, "-.250"), (0.5, ".500"), (1.0, "1.000"), (10.25, "10.250")],
+)
+def test_fractions_are_written_as_the_field_writes_them(value, text):
+    assert _number(value, metric=PROTOCOLS["lite0-v1"].metric("pixcorr")) == text

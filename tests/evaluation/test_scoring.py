@@ -172,7 +172,7 @@ def test_the_console_table_fits_and_holds_every_row(table):
     assert max(len(line) for line in text.splitlines()) <= 100
     for row in ("chance", *table.rows):
         assert any(line.startswith(row) for line in text.splitlines())
-    assert f"{IMAGES} images" in text
+    assert f"{IMAGES} images, 2 samples each" in text
 
 
 def test_latex_and_csv_hold_every_cell(table, tmp_path):

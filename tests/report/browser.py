@@ -56,6 +56,13 @@ class Browser:
         arguments = list(arguments)
         return self._ask("POST", "/execute/async", {"script": poll % script, "args": arguments})
 
+    def enter(self, selector):
+        """Make everything that follows happen inside a frame; nothing for the whole page."""
+        frame = None
+        if selector:
+            frame = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        self._ask("POST", "/frame", {"id": frame})
+
     def press(self, *keys):
         actions = []
         for key in keys:

@@ -182,6 +182,21 @@ def test_nothing_is_wider_than_the_window(gallery, width):
     assert gallery.run("return document.documentElement.scrollWidth") <= width
 
 
+def test_it_works_where_scripts_may_run_but_nothing_else(chromium, page):
+    # MLflow shows HTML artifacts in such a frame: no storage, no origin of one's own.
+    outer = page.with_name("outer.html")
+    outer.write_text(f'<iframe sandbox="allow-scripts" src="{page.name}" width=1200 height=800>')
+    chromium.look(width=1280, height=900)
+    chromium.open(outer)
+    chromium.enter("iframe")
+    chromium.run("document.getElementById('gallery').scrollIntoView()")
+    assert chromium.wait("document.querySelector('.row img')?.naturalWidth === 24")
+    chromium.click(".row")
+    assert chromium.run("return document.getElementById('large').open")
+    chromium.enter(None)
+    assert chromium.complaints() == []
+
+
 def test_a_thousand_images_of_five_samples_open_and_sort_at_once(chromium, tmp_path):
     pictures = made_pictures(images=1000, samples=5, edge=16)
     path = write_gallery(

@@ -17,7 +17,7 @@
   const written = (value, metric) => {
     if (value === null) return "–";
     if (metric.percent) return (100 * value).toFixed(1);
-    return value.toFixed(3).replace(/^(-?)0\./, "$1.");
+    return value.toFixed(3).replace(/^-(0\.0*)$/, "$1").replace(/^(-?)0\./, "$1.");
   };
 
   // One column of the table of images: seen, then each row of reconstructions with its samples.
