@@ -15,7 +15,12 @@ from raybrain import cli, config, outputs, seal, store
 from raybrain.config import Experiment
 from tests.diffusion.generators import write_tiny_generator
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # The command line shows warnings to its user as notes, such as the alarm of ridge's grid.
+    pytest.mark.filterwarnings("default"),
+]
 
 STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
 
