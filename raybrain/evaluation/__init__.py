@@ -10,6 +10,7 @@ from raybrain.evaluation.comparison import (
     comparison_frame,
     comparison_text,
 )
+from raybrain.evaluation.declarations import Metric, Protocol
 from raybrain.evaluation.floors import (
     category_means,
     mean_image,
@@ -20,7 +21,8 @@ from raybrain.evaluation.identification import correlation_distance, n_way, two_
 from raybrain.evaluation.latents import LatentScores, latent_scores
 from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
-from raybrain.evaluation.protocols import PROTOCOLS, Metric, Protocol, protocol_named
+from raybrain.evaluation.protocols import PROTOCOLS, protocol_named
+from raybrain.evaluation.published import Published, published_for
 from raybrain.evaluation.retrieval import Retrieval, retrieval
 from raybrain.evaluation.scoring import (
     ABOUT,
@@ -53,6 +55,7 @@ __all__ = [
     "LatentScores",
     "Metric",
     "Protocol",
+    "Published",
     "Retrieval",
     "Score",
     "Stratum",
@@ -72,6 +75,7 @@ __all__ = [
     "nearest_training",
     "pixcorr",
     "protocol_named",
+    "published_for",
     "quantile_labels",
     "random_training",
     "retrieval",

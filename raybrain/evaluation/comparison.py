@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybrain.config import InputError
-from raybrain.evaluation.protocols import Metric
+from raybrain.evaluation.declarations import Metric
 from raybrain.evaluation.statistics import bootstrap
 from raybrain.evaluation.table import Table
 

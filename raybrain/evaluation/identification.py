@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from raybrain.evaluation.protocols import Distractors
+from raybrain.evaluation.declarations import Distractors
 
 FLAT = 1e-6
 """A row whose standard deviation is this small beside its root mean square is rounding noise."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raybrain.evaluation.declarations import Protocol
 from raybrain.evaluation.identification import standardised
 from raybrain.evaluation.networks import (
     BATCH_SIZE,
@@ -25,7 +26,6 @@ from raybrain.evaluation.networks import (
     resize,
 )
 from raybrain.evaluation.pixels import grey, ssim
-from raybrain.evaluation.protocols import Protocol
 
 Images = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.evaluation.protocols import Layer, Network, Protocol
+from raybrain.evaluation.declarations import Layer, Network, Protocol
 from raybrain.evaluation.weights import locate, weights_folder
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raybrain.evaluation.declarations import Metric, Protocol
 from raybrain.evaluation.identification import credits_among, ranks
 from raybrain.evaluation.measuring import (
     Images,
@@ -19,7 +20,6 @@ from raybrain.evaluation.measuring import (
     plan_parts,
 )
 from raybrain.evaluation.networks import BATCH_SIZE
-from raybrain.evaluation.protocols import Metric, Protocol
 from raybrain.evaluation.statistics import bootstrap, derangements, pairing_p
 from raybrain.evaluation.table import Score, Table
 from raybrain.evaluation.weights import weights_folder, weights_of

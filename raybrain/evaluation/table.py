@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybrain.config import InputError
-from raybrain.evaluation.protocols import Metric, Protocol, protocol_named
+from raybrain.evaluation.declarations import Metric, Protocol
+from raybrain.evaluation.protocols import protocol_named
 from raybrain.evaluation.statistics import bootstrap
 
 if TYPE_CHECKING:

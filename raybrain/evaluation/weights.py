@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from raybrain.config import InputError
-from raybrain.evaluation.protocols import Protocol, WeightsFile
+from raybrain.evaluation.declarations import Protocol, WeightsFile
 
 
 def weights_folder(location: str | None = None) -> Path:

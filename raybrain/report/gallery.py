@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raybrain.report import sections
 from raybrain.report.charts import Curve, chart
 from raybrain.report.pictures import Images, Thumbnails
 
 if TYPE_CHECKING:
-    from raybrain.evaluation.protocols import Metric
+    from raybrain.evaluation.published import Published
     from raybrain.evaluation.strata import Stratum
     from raybrain.evaluation.table import Table
 
@@ -28,9 +29,6 @@ SHOWN = ("nearest training", "category oracle", "system", "ceiling")
 """Rows whose pictures the gallery shows, where they are given, in this order."""
 STIMULI = frozenset({"seen", "nearest training", "random training", "ceiling"})
 """Pictures that are stimuli, or the stimuli passed through the generator's own encoder."""
-PANEL = 3
-"""Images in each of best, median and worst."""
-DASH = "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ def write_gallery(
     groups: Sequence[str] | None = None,
     lead: str | None = None,
     system: str = "system",
+    published: Sequence[Published] = (),
     strata: Mapping[str, Sequence[Stratum]] | None = None,
     latents: Mapping[str, Mapping[str, float]] | None = None,
     curves: Mapping[str, Mapping[str, Curve]] | None = None,
@@ -85,6 +84,8 @@ def write_gallery(
         One or two sentences under the title; made from the table when not given.
     system
         The row that ranks the images.
+    published
+        Scores that may stand beside these (`evaluation.published_for`).
     strata
         Heading to the scores of groups of images (`evaluation.scores_by`).
     latents
@@ -137,22 +138,27 @@ def write_gallery(
         # Inside a script element only "<" could end it; JSON has another way to write it.
         data=json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         title=title,
-        lead=lead if lead is not None else _lead(table, system=system),
-        headline=_headline(table, system=system),
-        panels=_panels(table, content=content, rank=rank, thumbnails=thumbnails, system=system),
-        panels_note=_panels_note(table, samples=pictured[system].shape[1]),
-        scores_note=_scores_note(table),
+        lead=lead if lead is not None else sections.lead(table, system=system),
+        headline=sections.headline(table, system=system),
+        panels=sections.panels(
+            table, content=content, rank=rank, thumbnails=thumbnails, system=system
+        ),
+        panels_note=sections.panels_note(table, samples=pictured[system].shape[1]),
+        scores_note=sections.scores_note(table),
         score_groups=[
             {"name": name, "span": len(list(members))}
             for name, members in groupby(table.protocol.metrics, key=lambda m: m.group)
         ],
         metrics=[
-            {"position": position, **_metric(m, table=table, system=system)}
+            {"position": position, **sections.metric_head(m, table=table, system=system)}
             for position, m in enumerate(table.protocol.metrics)
         ],
-        score_rows=_score_rows(table, system=system),
-        p_values=[_p(table.score(row=system, metric=m.name).p) for m in table.protocol.metrics],
-        differences=_differences(table, system=system),
+        score_rows=sections.score_lines(table, system=system),
+        p_values=[
+            sections.p_text(table.score(row=system, metric=m.name).p)
+            for m in table.protocol.metrics
+        ],
+        differences=sections.difference_lines(table, system=system),
         system=system,
         withheld=f"Stimuli are not shown: {withheld}" if withheld else "",
         n=count,
@@ -163,16 +169,26 @@ def write_gallery(
             for position, column in enumerate(content["columns"])
             if column["kind"] != "seen"
         ],
-        strata=[_strata(name, strata=lines, table=table) for name, lines in (strata or {}).items()],
-        latents=_latent_lines(latents or {}),
-        latent_columns=_latent_columns(latents or {}),
+        published=sections.published_lines(published, table=table),
+        strata=[
+            sections.stratum_lines(name, strata=lines, table=table)
+            for name, lines in (strata or {}).items()
+        ],
+        latents=sections.latent_lines(latents or {}),
+        latent_columns=sections.latent_columns(latents or {}),
         charts=[chart(name, lines=lines) for name, lines in (curves or {}).items() if lines],
         figures=[
             {"caption": name, "source": _png_uri(file)} for name, file in (figures or {}).items()
         ],
         provenance=[
-            {"title": name, "lines": [{"name": k, "value": _plain(v)} for k, v in facts.items()]}
-            for name, facts in {"scores": _scoring_facts(table), **(provenance or {})}.items()
+            {
+                "title": name,
+                "lines": [{"name": k, "value": sections.plain(v)} for k, v in facts.items()],
+            }
+            for name, facts in {
+                "scores": sections.scoring_facts(table),
+                **(provenance or {}),
+            }.items()
         ],
     )
     path = Path(path)
@@ -212,7 +228,7 @@ def _data(
     columns += [
         {
             "label": "sample" if name == system else name,
-            "kind": _kind(name, system=system),
+            "kind": sections.kind_of(name, system=system),
             "samples": int(images.shape[1]),
         }
         for name, images in subject.rows.items()
@@ -269,264 +285,6 @@ def _data(
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:
     return [round(float(v), 5) if math.isfinite(v) else None for v in values]
-
-
-def _headline(table: Table, *, system: str) -> dict[str, Any] | None:
-    metric = table.protocol.metric(table.protocol.ranking[0])
-    figures = []
-    if metric.chance is not None:
-        figures.append({"kind": "floor", "label": "chance", "value": _value(metric.chance, metric)})
-    for row in ("shuffled brain", "nearest training", system, "ceiling"):
-        if row in table.rows:
-            score = table.score(row=row, metric=metric.name)
-            figures.append(
-                {
-                    "kind": _kind(row, system=system),
-                    "label": row,
-                    "value": _value(score.value, metric),
-                    "note": _range(score.low, score.high, metric),
-                }
-            )
-    direction = "higher" if metric.higher_is_better else "lower"
-    unit = "percent, " if metric.percent else ""
-    about = f"{metric.description[:1].upper()}{metric.description[1:]}"
-    return {"label": f"{about}; {unit}{direction} is better", "figures": figures}
-
-
-def _lead(table: Table, *, system: str) -> str:
-    samples = table.cells[system, table.protocol.metrics[0].name].shape[0]
-    times = f"{samples} samples each" if samples > 1 else "one sample each"
-    return f"{len(table.image_ids)} images reconstructed from brain activity, {times}."
-
-
-def _panels(
-    table: Table,
-    *,
-    content: dict[str, Any],
-    rank: NDArray[np.int64],
-    thumbnails: Thumbnails,
-    system: str,
-) -> list[dict[str, Any]]:
-    count = len(rank)
-    if count < 3 * PANEL:
-        return []
-    order = np.argsort(rank)
-    middle = (count - PANEL) // 2
-    metric = table.protocol.metric(table.protocol.ranking[0])
-    before = [column["kind"] for column in content["columns"]].index("system")
-    drawn = sum(column["samples"] for column in content["columns"][:before])
-    panels = []
-    for label, start in (("Best", 0), ("Median", middle), ("Worst", count - PANEL)):
-        pairs = []
-        for k in order[start : start + PANEL]:
-            image = content["images"][k]
-            pairs.append(
-                {
-                    "caption": image["caption"],
-                    "rank": image["rank"],
-                    "seen": thumbnails.uri(image["tiles"][0]) if image["tiles"][0] >= 0 else "",
-                    "drawn": thumbnails.uri(image["tiles"][drawn]),
-                    "score": _value(table.per_image(row=system, metric=metric.name)[k], metric),
-                }
-            )
-        ranks = f"ranks {start + 1}{DASH}{start + PANEL} of {count}"
-        panels.append({"label": label, "ranks": ranks, "pairs": pairs})
-    return panels
-
-
-def _panels_note(table: Table, *, samples: int) -> str:
-    metrics = [table.protocol.metric(name) for name in table.protocol.ranking]
-    by = f"{metrics[0].group} {metrics[0].label}"
-    ties = f", ties by {metrics[1].group} {metrics[1].label}" if len(metrics) > 1 else ""
-    which = f" Shown is the first of {samples} samples, whichever it is." if samples > 1 else ""
-    return f"Chosen by rank, never by hand: {by}{ties}, averaged over samples.{which}"
-
-
-def _scores_note(table: Table) -> str:
-    return (
-        f"Protocol {table.protocol.name} ({table.protocol.about}); n = {len(table.image_ids)} "
-        f"images; 95 % intervals from {table.bootstrap:,} bootstrap resamples of the images; "
-        f"p from {table.permutations:,} random pairings of reconstructions and images. Every "
-        f"column has its own axis; the dashed line is chance. PixCorr and SSIM reward blur: read "
-        f"them beside the mean image, which knows nothing of the brain."
-    )
-
-
-def _metric(metric: Metric, *, table: Table, system: str) -> dict[str, Any]:
-    return {
-        "name": metric.name,
-        "label": metric.label,
-        "group": metric.group,
-        "description": metric.description,
-        "higher": metric.higher_is_better,
-        "chance": DASH if metric.chance is None else _value(metric.chance, metric),
-        "sortable": math.isfinite(table.score(row=system, metric=metric.name).value),
-    }
-
-
-def _score_rows(table: Table, *, system: str) -> list[dict[str, Any]]:
-    axes = {m.name: _axis(m, table=table) for m in table.protocol.metrics}
-    lines = []
-    for row in table.rows:
-        cells: list[dict[str, Any]] = []
-        for metric in table.protocol.metrics:
-            score = table.score(row=row, metric=metric.name)
-            if not math.isfinite(score.value):
-                cells.append({"value": ""})
-                continue
-            low, high = axes[metric.name]
-
-            def at(value: float, low: float = low, high: float = high) -> float:
-                return round(100.0 * (value - low) / (high - low), 2)
-
-            cells.append(
-                {
-                    "value": _value(score.value, metric),
-                    "range": _range(score.low, score.high, metric),
-                    "low": at(score.low),
-                    "high": at(score.high),
-                    "at": at(score.value),
-                    "chance": None if metric.chance is None else at(metric.chance),
-                }
-            )
-        kind = _kind(row, system=system)
-        lines.append({"name": row, "kind": kind, "cells": cells, "about": table.about.get(row, "")})
-    return lines
-
-
-def _axis(metric: Metric, *, table: Table) -> tuple[float, float]:
-    ends = [e for s in table.scores if s.metric == metric.name for e in (s.low, s.high)]
-    ends = [e for e in ends if math.isfinite(e)]
-    if metric.chance is not None:
-        ends.append(metric.chance)
-    if not ends:
-        return 0.0, 1.0
-    pad = 0.04 * (max(ends) - min(ends)) or 0.5
-    return min(ends) - pad, max(ends) + pad
-
-
-def _differences(table: Table, *, system: str) -> list[dict[str, Any]]:
-    others = [row for row in table.rows if row not in (system, "ceiling")]
-    found = {(d.than, d.metric): d for d in table.differences(better=system, than=others)}
-    lines = []
-    for row in others:
-        cells = []
-        for metric in table.protocol.metrics:
-            gain = found[row, metric.name]
-            if not math.isfinite(gain.value):
-                cells.append({"text": DASH, "range": "", "kind": ""})
-                continue
-            sign = "+" if gain.value > 0 else ""
-            cells.append(
-                {
-                    "text": sign + _value(gain.value, metric),
-                    "range": _range(gain.low, gain.high, metric),
-                    "kind": "clear" if gain.low > 0 or gain.high < 0 else "",
-                }
-            )
-        lines.append({"name": row, "cells": cells})
-    return lines
-
-
-def _strata(name: str, *, strata: Sequence[Stratum], table: Table) -> dict[str, Any]:
-    metric = table.protocol.metric(strata[0].metric)
-    whole = table.score(row=strata[0].row, metric=metric.name).value
-    ends = [end for s in strata for end in (s.low, s.high)] + [whole]
-    if metric.chance is not None:
-        ends.append(metric.chance)
-    low, high = min(ends), max(ends)
-    span = (high - low) or 1.0
-
-    def at(value: float) -> float:
-        return round(2.0 + 96.0 * (value - low) / span, 2)
-
-    return {
-        "title": name,
-        "about": f"{strata[0].row}, {metric.group} {metric.label}",
-        "chance": None if metric.chance is None else at(metric.chance),
-        "whole": at(whole),
-        "lines": [
-            {
-                "label": s.label,
-                "n": s.n,
-                "value": _value(s.value, metric),
-                "range": _range(s.low, s.high, metric),
-                "low": at(s.low),
-                "high": at(s.high),
-                "at": at(s.value),
-            }
-            for s in strata
-        ],
-    }
-
-
-_LATENT_NAMES = {
-    "pearson_mean": "Pearson r, mean",
-    "r2_mean": "R², mean",
-    "r2_median": "R², median",
-    "r2_ceiling_mean": "R² ceiling, mean",
-    "mse": "MSE",
-    "mse_of_mean": "MSE of the mean",
-    "skill": "1 - MSE / MSE of the mean",
-    "two_way": "two-way (chance .5)",
-    "n": "images",
-}
-
-
-def _latent_columns(latents: Mapping[str, Mapping[str, float]]) -> list[str]:
-    present = {name for numbers in latents.values() for name in numbers}
-    return [text for name, text in _LATENT_NAMES.items() if name in present]
-
-
-def _latent_lines(latents: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    present = {name for numbers in latents.values() for name in numbers}
-    shown = [name for name in _LATENT_NAMES if name in present]
-    return [
-        {
-            "name": target,
-            "cells": [f"{numbers[name]:.4g}" if name in numbers else DASH for name in shown],
-        }
-        for target, numbers in latents.items()
-    ]
-
-
-def _scoring_facts(table: Table) -> dict[str, Any]:
-    facts: dict[str, Any] = {"protocol": table.protocol.name, "images": len(table.image_ids)}
-    return facts | {
-        **{f"sha256 of {name}": digest for name, digest in table.weights.items()},
-        "bootstrap resamples": table.bootstrap,
-        "permutations": table.permutations,
-        "seed": table.seed,
-    }
-
-
-def _kind(row: str, *, system: str) -> str:
-    return "system" if row == system else "ceiling" if row == "ceiling" else "floor"
-
-
-def _value(value: float, metric: Metric) -> str:
-    if metric.percent:
-        return f"{round(100 * value, 1) + 0.0:.1f}"
-    text = f"{round(value, 3) + 0.0:.3f}"  # adding zero makes -0.000 a plain zero
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
-
-
-def _range(low: float, high: float, metric: Metric) -> str:
-    return f"{_value(low, metric)} to {_value(high, metric)}"
-
-
-def _p(p: float) -> str:
-    if not math.isfinite(p):
-        return DASH
-    return "< .001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{k}: {_plain(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(v) for v in value)
-    return DASH if value is None else str(value)
 
 
 def _edges(rows: Mapping[str, Images]) -> list[int]:

@@ -95,6 +95,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         rows=rows,
         captions=captions,
         groups=opened.images.loc[image_ids, "group"].tolist(),
+        published=evaluation.published_for(
+            dataset=experiment.dataset, protocol=protocol.name, images=len(image_ids)
+        ),
         strata=_strata(experiment, table=table, training_ids=training_ids),
         latents={name: scores.summary() for name, scores in latents.items()},
         figures=figures,

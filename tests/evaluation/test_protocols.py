@@ -19,8 +19,9 @@ from raybrain.evaluation import (
     weights_of,
 )
 from raybrain.evaluation.architectures import build, clip_vision
+from raybrain.evaluation.declarations import WeightsFile
+from raybrain.evaluation.field_protocols import CLIP_FILE, MINDEYE2_V1
 from raybrain.evaluation.networks import extract_features
-from raybrain.evaluation.protocols import CLIP_FILE, MINDEYE2_V1, WeightsFile
 from raybrain.evaluation.weights import locate
 from tests.evaluation.test_scoring import pictures
 

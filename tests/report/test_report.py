@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raybrain.evaluation.published import Published
 from raybrain.evaluation.scoring import SYSTEM
 from raybrain.evaluation.strata import scores_by
 from raybrain.report import image_grid, ranking, write_gallery
@@ -216,3 +217,16 @@ def test_a_grid_of_unequal_lines_is_refused():
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match="as many images"):
         image_grid({"seen": images, "reconstructed": images[:1]})
+
+
+def test_published_scores_stand_in_a_table_of_their_own(tmp_path):
+    pictures = made_pictures(images=5)
+    one = Published("Someone", "Someone 2031", {"two_way": 0.871, "ssim": 0.25})
+    html = write_gallery(
+        tmp_path / "g.html", title="t", table=made_table(images=5), seen=pictures.seen,
+        rows=pictures.rows, published=[one],
+    ).read_text()  # fmt: skip
+    section = html.split('id="field-title"')[1].split("</section>")[0]
+    assert "<td>87.1</td>" in section
+    assert "<td>.250</td>" in section
+    assert "Someone 2031" in section
