@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from raybrain import config
@@ -67,19 +68,20 @@ def draw_units(
     total = sum(count(one) for one in units)
     with connect(), Progress(total=total, description=description, unit=unit) as progress:
         results = _results(make_worker, units, worker_arguments=worker_arguments, workers=workers)
-        for index, result in results:
-            if isinstance(result, Failure):
-                failures[index] = result
-                error = result.exception()
-                mendable = isinstance(error, config.InputError)
-                if mendable or result.everywhere or len(failures) > FAILED_UNITS:
-                    raise error from None
-                continue
-            if index not in missing:
-                continue
-            missing.discard(index)
-            progress.advance(count(units[index]))
-            yield result
+        with contextlib.closing(results):
+            for index, result in results:
+                if isinstance(result, Failure):
+                    failures[index] = result
+                    error = result.exception()
+                    mendable = isinstance(error, config.InputError)
+                    if mendable or result.everywhere or len(failures) > FAILED_UNITS:
+                        raise error from None
+                    continue
+                if index not in missing:
+                    continue
+                missing.discard(index)
+                progress.advance(count(units[index]))
+                yield result
     if failures:
         index, failure = next(iter(failures.items()))
         error = failure.exception()
@@ -155,7 +157,7 @@ def _results(
     *,
     worker_arguments: Mapping[str, Any],
     workers: config.Workers,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     import ray
     import ray.data
 
@@ -183,6 +185,11 @@ def _results(
             num_gpus=workers.gpus,
             runtime_env=worker_environment(workers),
         )
-        for batch in drawn.iter_batches(batch_size=None, prefetch_batches=0):
-            for index, pickled in zip(batch["index"], batch["result"], strict=True):
-                yield int(index), pickle.loads(pickled)
+        with contextlib.ExitStack() as stack:
+            batches = iter(drawn.iter_batches(batch_size=None, prefetch_batches=0))
+            if isinstance(batches, Generator):
+                # Left to the garbage collector it may outlive Ray, and fail when it ends.
+                stack.callback(batches.close)
+            for batch in batches:
+                for index, pickled in zip(batch["index"], batch["result"], strict=True):
+                    yield int(index), pickle.loads(pickled)

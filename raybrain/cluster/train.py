@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
 import threading
@@ -75,7 +76,7 @@ def train(
         data_context()
         elastic = workers.min != workers.max
         trainer = TorchTrainer(
-            loop,
+            _carrying_errors(loop),
             train_loop_config=settings,
             scaling_config=ScalingConfig(
                 num_workers=(workers.min, workers.max) if elastic else workers.min,
@@ -123,6 +124,21 @@ class LoopError(Exception):
         super().__init__(failure)
         self.failure = failure
 
+    def __str__(self) -> str:
+        return self.failure.trace
+
+
+def _carrying_errors(loop: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    # Ray Train hands on a loop's exception without its traceback, as pickling loses it.
+    @functools.wraps(loop)
+    def carrying(settings: dict[str, Any]) -> Any:
+        try:
+            return loop(settings)
+        except Exception as error:
+            raise LoopError(failure_of(error)) from error
+
+    return carrying
+
 
 def _messenger(*, journal: Path, in_group: bool) -> UserCallback:
     from ray.train.v2.api.callback import UserCallback
@@ -145,18 +161,16 @@ def _messenger(*, journal: Path, in_group: bool) -> UserCallback:
 def _own_failure(worker_exceptions: Mapping[int, Exception], *, in_group: bool) -> Failure | None:
     """Return what the loop itself raised, or None when a worker's death explains what happened."""
     from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
     if any(isinstance(error, RayError) for error in worker_exceptions.values()):
         return None
     for error in worker_exceptions.values():
-        if not isinstance(error, UserExceptionWithTraceback):
+        if not isinstance(error, LoopError):
             continue
         # In a group, the survivors of a dead worker see their connection break, a RuntimeError,
         # and may be heard before the death is known: try again, a real fault comes back.
-        raised = error._base_exc
-        if isinstance(raised, Exception) and not (in_group and isinstance(raised, RuntimeError)):
-            return failure_of(raised, trace=str(error))
+        if not (in_group and isinstance(error.failure.exception(), RuntimeError)):
+            return error.failure
     return None
 
 
