@@ -316,6 +316,39 @@ def test_the_exported_folder_draws_in_diffusers(toy_reports, tmp_path):
     assert np.isfinite(images).all()
 
 
+def test_training_goes_on_from_an_earlier_generator(toy_reports, tmp_path):
+    settings, reports = toy_reports
+    earlier = finished_parts(settings, reports[-1][1])
+    export(earlier, tmp_path / "earlier")
+    still = {"steps": 0, "batch_size": 8, "lr": 1e-3}
+    changes = {
+        "start": str(tmp_path / "earlier"),
+        "autoencoder": {"channels": [16, 32], "perceptual": 0, "optimisation": still},
+        "text": settings.text.model_dump() | {"optimisation": still},
+    }
+    again = _toy(tmp_path, **changes)
+    *_, last = pretrain(again)
+    assert (last.phase, last.epoch) == ("denoiser", 20)
+    later = finished_parts(again, last.state())
+    assert later.tokenizer.get_vocab() == earlier.tokenizer.get_vocab()
+    for name, moved in {"vae": False, "text_encoder": False, "unet": True}.items():
+        before = getattr(earlier, name).state_dict()
+        after = getattr(later, name).state_dict()
+        # The start was stored in half precision.
+        same = all(torch.allclose(after[k], before[k], atol=1e-3, rtol=1e-3) for k in before)
+        assert same != moved, name
+
+
+def test_a_start_that_does_not_fit_is_named(toy_reports, tmp_path):
+    settings, reports = toy_reports
+    with pytest.raises(InputError, match=r"start: .*nowhere/tokenizer was not found"):
+        next(pretrain(_toy(tmp_path, start=str(tmp_path / "nowhere"))))
+    export(finished_parts(settings, reports[-1][1]), tmp_path)
+    wider = settings.denoiser.model_dump() | {"channels": [16, 48]}
+    with pytest.raises(InputError, match=r"start: unet in .* has other sizes"):
+        next(pretrain(_toy(tmp_path, start=str(tmp_path), denoiser=wider)))
+
+
 def test_only_settings_that_change_the_weights_change_the_digest(tmp_path):
     settings = _toy(tmp_path)
     assert digest(settings) == digest(_toy(tmp_path / "elsewhere", workers=2, cpus=2))

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from raybrain.config import InputError
 from raybrain.pretraining.autoencoder import new_autoencoder
 from raybrain.pretraining.denoiser import new_denoiser, new_scheduler
 from raybrain.pretraining.settings import Pretraining
@@ -38,11 +39,22 @@ class Parts:
 
 
 def new_parts(settings: Pretraining, *, captions: list[str]) -> Parts:
-    """Return untrained parts that fit each other; the tokenizer is trained on `captions`."""
+    """Return parts that fit each other, with the weights of ``start`` or untrained.
+
+    Without a start the tokenizer is trained on `captions`.
+
+    Raises
+    ------
+    InputError
+        If ``start`` is no generator of these sizes.
+    """
     torch.manual_seed(settings.seed)
-    tokenizer = new_tokenizer(captions, settings=settings.text)
+    if settings.start is None:
+        tokenizer = new_tokenizer(captions, settings=settings.text)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(_subfolder(settings.start, "tokenizer"))
     factor = 2 ** (len(settings.autoencoder.channels) - 1)
-    return Parts(
+    parts = Parts(
         vae=new_autoencoder(settings=settings.autoencoder, size=settings.images.size),
         tokenizer=tokenizer,
         text_encoder=new_text_encoder(tokenizer, settings=settings.text),
@@ -54,6 +66,29 @@ def new_parts(settings: Pretraining, *, captions: list[str]) -> Parts:
         ),
         scheduler=new_scheduler(settings.denoiser),
     )
+    if settings.start is not None:
+        _take_over(parts, settings.start)
+    return parts
+
+
+def _take_over(parts: Parts, start: str) -> None:
+    for name in ("vae", "text_encoder", "unet"):
+        module = getattr(parts, name)
+        weights = type(module).from_pretrained(_subfolder(start, name)).float().state_dict()
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(
+                f"start: {name} in {start} has other sizes than these settings: give the settings "
+                "it was trained with, or leave start out"
+            ) from error
+
+
+def _subfolder(start: str, name: str) -> Path:
+    folder = Path(start) / name
+    if not folder.is_dir():
+        raise InputError(f"start: {folder} was not found: point start at a diffusers folder")
+    return folder
 
 
 def export(parts: Parts, folder: Path) -> None:

@@ -62,7 +62,7 @@ def pretrain(
     offset = 0
     for index, phase in enumerate(PHASES):
         steps = getattr(settings, phase).optimisation.steps
-        if index >= PHASES.index(state["phase"]):
+        if steps and index >= PHASES.index(state["phase"]):
             resumed = state["optimiser"] if phase == state["phase"] else None
             begin = (_begin_autoencoder, _begin_text, _begin_denoiser)[index]
             objective, fit = begin(parts, pictures, settings)

@@ -140,4 +140,5 @@ def _absolute(settings: Pretraining, *, export: Path) -> Pretraining:
             if (value := getattr(settings.images, key)) is not None
         }
     )
-    return settings.model_copy(update={"images": images, "export": str(export)})
+    start = settings.start and str(Path(settings.start).resolve())
+    return settings.model_copy(update={"images": images, "export": str(export), "start": start})

@@ -7,6 +7,7 @@ from pydantic import Field
 from raybrain.config import Fraction, Location, Positive, Section
 
 Rate = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
@@ -26,7 +27,8 @@ class Images(Section):
 class Optimisation(Section):
     """One run of the optimiser."""
 
-    steps: Positive
+    steps: NonNegative
+    """0 keeps the part as it is, which only a start makes sense of."""
     batch_size: Positive
     """Samples per step over all workers together."""
     lr: Rate
@@ -103,6 +105,8 @@ class Pretraining(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     workspace: Location = "workspace"
     seed: int = 0
+    start: Location | None = None
+    """Folder of an earlier generator whose weights and tokenizer training goes on from."""
     images: Images = Images()
     autoencoder: Autoencoder = Autoencoder()
     text: Text = Text()
