@@ -230,6 +230,9 @@ class Decode(Section):
     """Voxels below this noise ceiling (a fraction) are left out."""
     repeats: Literal["average", "trial"] = "average"
     """Train on the mean over an image's repeats or on single trials."""
+    shuffled: bool = False
+    """Train on targets dealt out anew among the training images: a control that must end at
+    chance, whatever the rest of the experiment does."""
 
 
 class Decodes(Section):

@@ -19,8 +19,10 @@ class CategoryScore:
     """95 % bootstrap interval over trials."""
     high: float
     chance: float
+    permuted: float
+    """Mean accuracy when the trials' true categories are permuted."""
     p: float
-    """By permuting the trials' true categories."""
+    """Share of permutations that are as good."""
     n: int
     """Trials."""
     categories: int
@@ -30,7 +32,7 @@ class CategoryScore:
         return (
             f"category accuracy {self.value:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n} "
             f"single trials among {self.categories} categories (chance {self.chance:.1%}, "
-            f"p {self.p:.2g})"
+            f"permuted categories {self.permuted:.1%}, p {self.p:.2g})"
         )
 
 
@@ -72,6 +74,7 @@ def category_accuracy(
         low=float(interval.low),
         high=float(interval.high),
         chance=1.0 / len(library),
+        permuted=float(shuffled.mean()),
         p=float((1 + np.sum(shuffled >= hits.mean())) / (1 + resamples)),
         n=len(hits),
         categories=len(library),

@@ -43,6 +43,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     decode = dict(outputs.targets(experiment))[target]
     opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
     truth = functools.partial(targets_of, experiment, target, opened)
+    if decode.shuffled:
+        truth = functools.partial(_shuffled, truth=truth, seed=experiment.seed)
     fit = _fit_ridge if isinstance(decode.decoder, Ridge) else _fit_network
     decoder = fit(experiment, decode, opened=opened, truth=truth, output=output, run=run)
     decoder.save(Path(output.folder) / DECODER)
@@ -66,6 +68,12 @@ def targets_of(
     if target == "prompt_embeds" and experiment.features.tokens is not None:
         values = values[:, : experiment.features.tokens]
     return values.reshape(len(values), -1)
+
+
+def _shuffled(rows: np.ndarray, *, truth: Any, seed: int) -> np.ndarray:
+    """Return the true targets of ``rows`` in an order that has nothing to do with them."""
+    dealt: np.ndarray = truth(np.random.default_rng(seed).permutation(rows))
+    return dealt
 
 
 def image_rows(opened: SubjectStore) -> np.ndarray:

@@ -72,7 +72,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
     text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
-    categories = category_scores(experiment) if opened.attributes["target"] == "category" else {}
+    categories = category_scores(experiment, opened) if opened.attributes["target"] == "category" else {}
     if categories:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():
@@ -105,9 +105,13 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
     _log(experiment, run, table=table, latents=latents, folder=folder)
-    run.log_metrics(
-        {f"{target}.category_accuracy": score.value for target, score in categories.items()}
-    )
+    for target, score in categories.items():
+        run.log_metrics(
+            {
+                f"{target}.category_accuracy": score.value,
+                f"{target}.category_accuracy_permuted": score.permuted,
+            }
+        )
     return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
 
 
@@ -133,21 +137,23 @@ def latent_table(
     return found
 
 
-def category_scores(experiment: Experiment) -> dict[str, CategoryScore]:
+def category_scores(experiment: Experiment, opened: SubjectStore) -> dict[str, CategoryScore]:
     """Return how well single test trials tell the categories apart, by target."""
     trials = f"{outputs.predictions(experiment).folder}/{TRIALS}"
-    names = store.row_ids(trials)
-    categories = sorted(set(names))
-    truth = np.array([categories.index(name) for name in names])
-    features = outputs.features(experiment).folder
+    group = opened.images["group"]
+    shown = group[store.row_ids(trials)].to_numpy()
+    categories, first = np.unique(group.to_numpy(), return_index=True)
     found = {}
     for target, _ in outputs.targets(experiment):
         predicted = store.read_rows(trials, target)
-        prototypes = store.read_rows(features, target, image_ids=categories)
+        # Every image of a category has the category's own picture and caption.
+        prototypes = store.read_rows(
+            outputs.features(experiment).folder, target, image_ids=group.index[first].tolist()
+        )
         found[target] = evaluation.category_accuracy(
             predicted=predicted,
             prototypes=prototypes[:, : predicted.shape[1]],
-            truth=truth,
+            truth=np.searchsorted(categories, shown),
             resamples=experiment.evaluate.bootstrap,
             seed=experiment.seed,
         )

@@ -16,6 +16,7 @@ def test_clean_predictions_are_all_right_and_unrelated_ones_at_chance():
     )
     assert clean.value == 1.0
     assert clean.p == 1 / 501
+    assert abs(clean.permuted - 1 / 8) < 0.01
     blind = category_accuracy(
         predicted=rng.normal(size=(400, 4, 5)), prototypes=prototypes, truth=truth, resamples=500
     )
