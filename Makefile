@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/raybrain demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # most of the time is spent waiting for Ray
 
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow

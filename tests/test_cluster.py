@@ -306,6 +306,7 @@ def test_a_killed_worker_loses_no_unit(tmp_path):
     assert len(list(tmp_path.glob("killed-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_every_worker_is_named_after_the_others_are_done(tmp_path):
     with pytest.raises(RuntimeError, match="the worker died 4 times on 3"):
         list(draw(range(8), tmp_path, kills=(3,), always=True))
@@ -370,21 +371,22 @@ def test_training_goes_on_after_its_driver_was_killed(tmp_path):
         from tests.test_cluster import train
         train(
             Path({str(tmp_path)!r}),
-            seconds=0.5,
+            seconds=3,
             on_report=lambda metrics: print(metrics["epoch"], flush=True),
         )
     """
     with driver(code) as process:
-        while process.stdout.readline().strip() != "2":
-            assert process.poll() is None
+        assert process.stdout.readline().strip() == "0"
         process.send_signal(signal.SIGKILL)
     reports = []
     found = train(tmp_path, on_report=reports.append)
     assert found["x"] == FINAL
-    assert found["first"] in (2, 3, 4)  # reports 2 and perhaps 3 were registered
+    # Ray ends the workers seconds after their driver, so another report may have been registered.
+    assert 0 < found["first"] < 6
     assert [report["x"] for report in reports] == [1, 1.5, 1.75, 1.875, 1.9375, FINAL]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_workers_along_and_its_folder_goes_next_time(tmp_path):
     from raybrain.cluster import session
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from raybrain.config import InputError, load
 from raybrain.pretraining.autoencoder import (
+    ReconstructionLoss,
     decode,
     encode,
     new_autoencoder,
@@ -173,6 +174,26 @@ def test_standardised_latents_have_unit_variance_and_decode_as_before():
     torch.testing.assert_close(
         after.std * vae.config["scaling_factor"], spread, atol=1e-3, rtol=1e-3
     )
+
+
+def test_the_autoencoder_pays_for_hue_block_by_block():
+    torch.manual_seed(0)
+    settings = Autoencoder(channels=(16, 32), perceptual=0, colour=3.0, kl=0.5)
+    vae = new_autoencoder(settings=settings, size=16).eval()
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = ReconstructionLoss(vae, settings=settings)(pixels)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+        error = (vae.decode(posterior.sample()).sample - pixels).numpy()
+    red, green, blue = error.reshape(2, 3, 8, 2, 8, 2).mean((3, 5)).transpose(1, 0, 2, 3)
+    hue = (np.abs(red - green) + np.abs(blue - (red + green) / 2)).mean()
+    mean, variance = posterior.mean.numpy(), posterior.var.numpy()
+    divergence = 0.5 * (mean**2 + variance - 1 - np.log(variance)).mean()
+    expected = np.abs(error).mean() + 3 * hue + 0.5 * divergence
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
 class _Line(nn.Module):

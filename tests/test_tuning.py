@@ -411,6 +411,7 @@ def with_seed(candidate):
     return {"validation_loss": candidate.seed + candidate.settings["x"]}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_candidates_of_several_workers_stop_together(tmp_path):

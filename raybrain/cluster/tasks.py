@@ -68,8 +68,9 @@ def map_tasks(
                     index, item = waiting.pop()
                     running[run.remote(shared, item)] = index
                 (done,), _ = ray.wait(list(running), num_returns=1)
-                results[running[done]] = _result(done, item=items[running[done]])
-                del running[done]
+                # Out of the list first: cancelling a finished task has brought Ray's node down.
+                index = running.pop(done)
+                results[index] = _result(done, item=items[index])
                 progress.advance()
         finally:
             for task in running:

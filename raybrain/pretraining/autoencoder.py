@@ -34,7 +34,7 @@ def new_autoencoder(*, settings: Autoencoder, size: int) -> AutoencoderKL:
 
 
 class ReconstructionLoss(nn.Module):
-    """Absolute error, of pixels and of blocks, + perceptual distance + divergence from normal."""
+    """Absolute error + error of hue + perceptual distance + divergence from normal."""
 
     def __init__(self, vae: AutoencoderKL, *, settings: Autoencoder) -> None:
         super().__init__()
@@ -49,9 +49,11 @@ class ReconstructionLoss(nn.Module):
         error = functional.l1_loss(found.float(), pixels)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         block = pixels.shape[-1] // posterior.mean.shape[-1]
-        blurred = functional.avg_pool2d(found.float() - pixels, block).abs().mean()
-        terms = {"absolute_error": error, "block_colour": blurred, "divergence": divergence}
-        loss = error + self.settings.colour * blurred + self.settings.kl * divergence
+        red, green, blue = functional.avg_pool2d(found.float() - pixels, block).unbind(1)
+        red_green, blue_yellow = red - green, blue - (red + green) / 2
+        hue = (red_green.abs() + blue_yellow.abs()).mean()
+        terms = {"absolute_error": error, "block_colour": hue, "divergence": divergence}
+        loss = error + self.settings.colour * hue + self.settings.kl * divergence
         if self.eye is not None:
             terms["perceptual"] = self.eye.distance(found, pixels)
             loss = loss + self.settings.perceptual * terms["perceptual"]
@@ -66,7 +68,7 @@ def fit_autoencoder(
 
     def draw(count: int) -> tuple[Tensor]:
         pixels = to_unit(pictures.pixels[pictures.draw(count)])
-        return (vary(pixels, flip=0.5, shift=0.04, zoom=0.08, hue=0.3),)
+        return (vary(pixels, flip=0.5, shift=0.04, zoom=0.08, hue=loss.settings.recolour),)
 
     return optimise(loss, draw=draw, settings=loss.settings.optimisation, seed=seed, **how)
 

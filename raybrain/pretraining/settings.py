@@ -49,9 +49,13 @@ class Autoencoder(Section):
     latent_channels: Positive = 4
     perceptual: Weight = 0.2
     """Weight of the EfficientNet-Lite1 distance beside the absolute error."""
-    colour: Weight = 1.0
-    """Weight of the absolute error of each latent's block, averaged over the block: without it
-    the four latent channels went to edges first and red came out as brown."""
+    colour: Weight = 2.0
+    """Weight of the absolute error of red against green and of blue against yellow, averaged over
+    each latent's block: without it the four latent channels went to edges and red came out as
+    brown, for coloured areas are few and black lines are everywhere."""
+    recolour: Fraction = 0.8
+    """Share of pictures shown with all hues turned by a random angle: emoji are mostly yellow and
+    blue, so that red against green would be learned last."""
     kl: Weight = 5e-4
     """Weight of the divergence from a standard normal, in nats per latent value."""
     optimisation: Optimisation = Optimisation(

@@ -72,7 +72,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
     text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
-    categories = category_scores(experiment, opened) if opened.attributes["target"] == "category" else {}
+    categories = (
+        category_scores(experiment, opened) if opened.attributes["target"] == "category" else {}
+    )
     if categories:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():

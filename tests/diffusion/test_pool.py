@@ -44,19 +44,23 @@ class Painter:
         return unit.image_ids[0], hashlib.sha256(images.tobytes()).hexdigest()
 
 
+def drawn_by(workers, *, checkpoint):
+    found = cluster.draw_units(
+        Painter,
+        units(),
+        worker_arguments={"checkpoint": str(checkpoint)},
+        workers=Workers(min=workers, max=workers, cpus=0.25),
+        description=f"{workers} workers",
+    )
+    return dict(found)
+
+
 @pytest.mark.ray
-def test_bytes_do_not_depend_on_the_number_of_workers(checkpoint):
-    drawn = []
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_bytes_do_not_depend_on_the_number_of_workers(checkpoint, workers):
     with cluster.connect():
-        for number in (1, 2, 4):
-            found = cluster.draw_units(
-                Painter,
-                units(),
-                worker_arguments={"checkpoint": str(checkpoint)},
-                workers=Workers(min=number, max=number, cpus=0.25),
-                description=f"{number} workers",
-            )
-            drawn.append(dict(found))
-    assert len(drawn[0]) == 8
-    assert len(set(drawn[0].values())) == 8
-    assert drawn[0] == drawn[1] == drawn[2]
+        alone = drawn_by(1, checkpoint=checkpoint)
+        together = drawn_by(workers, checkpoint=checkpoint)
+    assert len(set(alone.values())) == 8
+    assert alone == together
