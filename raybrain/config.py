@@ -82,8 +82,10 @@ class Section(BaseModel):
 
 
 class Simulation(Section):
-    """The simulated subject that ``simulate`` writes to disk as NSD would ship it."""
+    """The simulated subject that ``simulate`` writes to disk as NSD or THINGS would ship it."""
 
+    layout: Literal["nsd", "things"] = "nsd"
+    """NSD's folders, or the tables of THINGS-fMRI (``betas_csv``)."""
     grid: tuple[Positive, Positive, Positive] = (30, 36, 28)
     """Voxels of the functional volume along x, y and z."""
     early_voxels: Positive = 1200

@@ -206,7 +206,7 @@ def test_no_more_tasks_run_at_once_than_workers_allow(tmp_path):
     function = functools.partial(note_overlap, folder=str(tmp_path))
     few = Workers(max=2, cpus=0.1)
     running = cluster.map_tasks(function, range(8), workers=few, description="overlap")
-    assert max(running) == 2
+    assert max(running) <= 2  # all eight would fit the machine
 
 
 def test_ctrl_c_ends_the_tasks(tmp_path):

@@ -201,3 +201,15 @@ def test_a_run_killed_in_a_stage_completes_with_the_same_bytes(
     undisturbed = _contents(finished)
     for name, values in _contents(_experiment(experiment_file, place)).items():
         np.testing.assert_array_equal(values, undisturbed[name], err_msg=name)
+
+
+def test_the_layout_of_things_runs_to_the_scores_as_well(experiment_file, tmp_path):
+    changes = (
+        "dataset=simulated-things",
+        "subject=sub-01",
+        "simulation.layout=things",
+        f"workspace={tmp_path}/workspace",
+    )
+    assert cli.main(["run", str(experiment_file), *changes]) == 0
+    report = Path(outputs.report(_experiment(experiment_file, *changes)).folder)
+    assert "ceiling" in (report / "scores.txt").read_text()

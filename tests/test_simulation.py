@@ -585,3 +585,45 @@ def test_unknown_subject_and_missing_truth_are_told(tmp_path):
         simulate(TINY, subject="subj09", root=tmp_path)
     with pytest.raises(InputError, match="raybrain simulate"):
         load_ground_truth(tmp_path, subject="subj01")
+
+
+def test_the_same_brain_reads_the_same_in_the_layout_of_things(tmp_path: Path) -> None:
+    simulate(SMALLER, subject="subj02", root=tmp_path / "nsd")
+    as_things = SMALLER.model_copy(update={"layout": "things"})
+    simulate(as_things, subject="sub-02", root=tmp_path / "things")
+    nsd = open_recording(
+        load_entry("simulated"), root=str(tmp_path / "nsd"), subject="subj02", settings=Ingest()
+    )
+    things = open_recording(
+        load_entry("simulated-things"),
+        root=str(tmp_path / "things"),
+        subject="sub-02",
+        settings=Ingest(),
+    )
+    np.testing.assert_array_equal(things.voxels.xyz, nsd.voxels.xyz)
+    np.testing.assert_allclose(things.voxels.noise_ceiling, nsd.voxels.noise_ceiling, rtol=1e-5)
+    for name in ("V1", "V2", "V3", "hV4", "early", "ventral"):
+        np.testing.assert_array_equal(things.rois[name], nsd.rois[name])
+    for column in ("session", "repeat"):
+        np.testing.assert_array_equal(things.trials[column], nsd.trials[column])
+    tested = [trials["split"] == "test" for trials in (things.trials, nsd.trials)]
+    np.testing.assert_array_equal(*tested)
+    # The same pictures in the same order, under other names.
+    pairs = set(zip(things.trials["image_id"], nsd.trials["image_id"], strict=True))
+    assert len(pairs) == len(things.images) == len(nsd.images)
+    for session in (1, 2):
+        np.testing.assert_allclose(
+            things.read_session(session),
+            nsd.read_session(session) * nsd.scale,
+            atol=0.51 / nsd_layout.BETA_SCALE,
+        )
+    of_things, of_nsd = sorted(pairs)[0]
+    seen = things.read_images([of_things])[0].astype(int)
+    assert np.abs(seen - nsd.read_images([of_nsd])[0]).mean() < 8  # JPEG
+
+
+def test_a_subject_of_the_other_layout_is_named(tmp_path: Path) -> None:
+    as_things = SMALLER.model_copy(update={"layout": "things"})
+    with pytest.raises(InputError, match="choose from sub-01, sub-02"):
+        simulate(as_things, subject="subj01", root=tmp_path)
+    assert not list(tmp_path.iterdir())

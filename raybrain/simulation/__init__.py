@@ -1,9 +1,9 @@
-"""A brain whose noise ceiling is known, written to disk as the Natural Scenes Dataset ships one.
+"""A brain whose noise ceiling is known, written to disk as NSD or THINGS-fMRI ship one.
 
 Early areas pool Gabor energy and colour opponency over receptive fields, ventral voxels read
 features of an object-recognition network, and every trial adds independent noise of known size, so
-the noise ceiling that the files state is exact. What the noise hides is kept beside NSD's folders,
-under ``simulation/``.
+the noise ceiling that the files state is exact. What the noise hides is kept beside the dataset's
+folders, under ``simulation/``; with it, in NSD's layout, what a THINGS tree is written from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from raybrain.config import InputError, Simulation
-from raybrain.simulation import nsd_layout
+from raybrain.simulation import nsd_layout, things_layout
 from raybrain.simulation.geometry import Anatomy, lay_out
 from raybrain.simulation.schedule import (
     SUBJECTS,
@@ -84,7 +84,7 @@ def run_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
 def simulate(
     settings: Simulation, *, subject: str, root: Path, run_tasks: RunTasks = run_in_turn
 ) -> SimulatedSubject:
-    """Write a simulated subject under ``root`` in the layout of NSD.
+    """Write a simulated subject under ``root`` in the layout of NSD or of THINGS-fMRI.
 
     The same settings give the same betas whatever the number of workers. Stimuli and design are
     shared by the subjects of a root and written once.
@@ -94,7 +94,8 @@ def simulate(
     settings : Simulation
         Sizes, noise and seed.
     subject : str
-        ``subj01`` to ``subj08``; each has its own anatomy, tuning, noise and order of images.
+        ``subj01`` to ``subj08``, or ``sub-01`` to ``sub-08`` in the layout of THINGS; each has its
+        own anatomy, tuning, noise and order of images.
     root : Path
         The dataset's folder; workers must reach it under the same path.
     run_tasks : callable
@@ -106,41 +107,54 @@ def simulate(
     InputError
         If the settings cannot be met, or if ``root`` holds other subjects of another experiment.
     """
-    if subject not in SUBJECTS:
+    names = {"nsd": SUBJECTS, "things": things_layout.SUBJECTS}[settings.layout]
+    if subject not in names:
         raise InputError(
-            f"'{subject}' cannot be simulated; choose from {', '.join(SUBJECTS)} as 'subject'"
+            f"'{subject}' cannot be simulated; choose from {', '.join(names)} as 'subject'"
         )
     if settings.repeats > nsd_layout.REPEAT_COLUMNS:
         raise InputError(
             f"simulation.repeats={settings.repeats} does not fit NSD's tables; "
             f"ask for at most {nsd_layout.REPEAT_COLUMNS}"
         )
+    person = SUBJECTS[names.index(subject)]
     images = choose_images(settings)
     design = design_experiment(settings, shared=images.shared)
-    stream = partial(_stream, settings, subject=subject)
-    anatomy = lay_out(settings, rng=stream(_ANATOMY))
-    _write_shared(settings, subject=subject, root=root)
-    nsd_layout.write_responses(
-        root, subject=subject, responses=press_buttons(settings, design=design, subject=subject)
-    )
-    nsd_layout.write_anatomy(root, subject=subject, anatomy=anatomy)
+    anatomy = lay_out(settings, rng=_stream(settings, _ANATOMY, subject=person))
+    shared = root if settings.layout == "nsd" else root / "simulation" / "nsd"
+    _write_shared(settings, subject=person, root=shared)
     truth = _make_truth(
         settings,
-        subject=subject,
-        root=root,
+        subject=person,
+        root=shared,
         anatomy=anatomy,
         design=design,
         images=len(images.emoji),
         run_tasks=run_tasks,
     )
-    path = ground_truth_file(root, subject=subject)
+    path = ground_truth_file(shared, subject=person)
     nsd_layout.write_whole(path, partial(_save_truth, truth=truth))
-    nsd_layout.write_ncsnr(root, subject=subject, anatomy=anatomy, ncsnr=truth.ncsnr)
-    _remove_betas(root, subject=subject, after=design.sessions)
-    run_tasks(
-        partial(write_session, settings=settings, subject=subject, root=root),
-        range(1, design.sessions + 1),
-    )
+    if settings.layout == "things":
+        pixels = nsd_layout.read_stimuli(shared, images=slice(None))
+        things_layout.write_pictures(root, images=images, pixels=pixels)
+        things_layout.write_trials(
+            root, subject=subject, images=images, design=design, source=person
+        )
+        things_layout.write_voxels(
+            root, subject=subject, anatomy=anatomy, truth=truth, repeats=settings.repeats
+        )
+        run_tasks(partial(write_table, settings=settings, root=root, shared=shared), [subject])
+    else:
+        nsd_layout.write_responses(
+            root, subject=subject, responses=press_buttons(settings, design=design, subject=person)
+        )
+        nsd_layout.write_anatomy(root, subject=subject, anatomy=anatomy)
+        nsd_layout.write_ncsnr(root, subject=subject, anatomy=anatomy, ncsnr=truth.ncsnr)
+        _remove_betas(root, subject=subject, after=design.sessions)
+        run_tasks(
+            partial(write_session, settings=settings, subject=subject, root=root),
+            range(1, design.sessions + 1),
+        )
     return SimulatedSubject(
         root=root,
         subject=subject,
@@ -304,19 +318,43 @@ def _one_thread() -> Iterator[None]:
 def write_session(session: int, *, settings: Simulation, subject: str, root: Path) -> None:
     """Write the betas of one scan session (from 1); its noise depends on nothing else."""
     truth = load_ground_truth(root, subject=subject)
-    stop = min(session * settings.trials_per_session, len(truth.trial_image))
-    gain = _stream(settings, _GAIN, session, subject=subject).lognormal(sigma=settings.gain_drift)
-    betas = noisy_betas(
-        truth,
-        trials=slice((session - 1) * settings.trials_per_session, stop),
-        gain=gain,
-        rng=_stream(settings, _NOISE, session, subject=subject),
-    )
     nsd_layout.write_betas(
         root,
         subject=subject,
         session=session,
-        betas=betas,
+        betas=session_betas(session, truth=truth, settings=settings, subject=subject),
         index=truth.index,
         grid=settings.grid,
+    )
+
+
+def write_table(subject: str, *, settings: Simulation, root: Path, shared: Path) -> None:
+    """Write the betas of all sessions as THINGS' one table, a session at a time in memory."""
+    person = SUBJECTS[things_layout.SUBJECTS.index(subject)]
+    truth = load_ground_truth(shared, subject=person)
+    trials = len(truth.trial_image)
+    sessions = range(1, -(-trials // settings.trials_per_session) + 1)
+    things_layout.write_responses(
+        root,
+        subject=subject,
+        shape=(len(truth.index), trials),
+        sessions=(
+            session_betas(session, truth=truth, settings=settings, subject=person)
+            for session in sessions
+        ),
+    )
+
+
+def session_betas(
+    session: int, *, truth: GroundTruth, settings: Simulation, subject: str
+) -> np.ndarray:
+    """Return (trial, voxel) percent signal change of one scan session (from 1)."""
+    stop = min(session * settings.trials_per_session, len(truth.trial_image))
+    return noisy_betas(
+        truth,
+        trials=slice((session - 1) * settings.trials_per_session, stop),
+        gain=_stream(settings, _GAIN, session, subject=subject).lognormal(
+            sigma=settings.gain_drift
+        ),
+        rng=_stream(settings, _NOISE, session, subject=subject),
     )

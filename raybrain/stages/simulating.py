@@ -29,4 +29,5 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             cluster.map_tasks, workers=experiment.resources.tasks, description="simulate"
         ),
     )
-    return Made(f"{experiment.subject} in NSD's layout under {root}")
+    name = {"nsd": "NSD", "things": "THINGS-fMRI"}[experiment.simulation.layout]
+    return Made(f"{experiment.subject} in the layout of {name} under {root}")
