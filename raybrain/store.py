@@ -161,6 +161,18 @@ def write_block(path: str, name: str, values: np.ndarray, *, block: Block) -> No
         _array(zarr.open_group(path, mode="r+"), name)[block.start : block.stop] = values
 
 
+def beta_blocks(path: str) -> list[Block]:
+    """Return the chunks of betas of a store, written or not."""
+    array = _array(zarr.open_group(path, mode="r"), "betas")
+    return blocks(array.shape[0], size=array.chunks[0])
+
+
+def extreme_betas(path: str, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest beta as stored, (voxel,) each, of one chunk."""
+    chunk = np.asarray(_array(zarr.open_group(path, mode="r"), "betas")[block.start : block.stop])
+    return chunk.min(axis=0), chunk.max(axis=0)
+
+
 def open_store(path: str, *, splits: Splits) -> SubjectStore:
     """Return the training trials (validation included) or the test trials of a subject.
 

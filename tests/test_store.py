@@ -82,6 +82,21 @@ def test_only_the_missing_chunks_are_left_after_an_interruption(tmp_path, record
     assert store.missing_blocks(path, "betas") == [every[0], every[2]]
 
 
+def test_extreme_betas_tell_the_voxels_that_never_vary(tmp_path, recording):
+    path = str(tmp_path / "s1.zarr")
+    store.create_store(path, recording, side=4)
+    stored = np.concatenate([recording.read_session(s) for s in (1, 2, 3)])
+    stored[:, 4] = 7
+    for block in store.missing_blocks(path, "betas"):
+        store.write_block(path, "betas", stored[block.start : block.stop], block=block)
+    found = [store.extreme_betas(path, block) for block in store.beta_blocks(path)]
+    assert len(found) == 3
+    lowest, highest = (np.stack(one) for one in zip(*found, strict=True))
+    np.testing.assert_array_equal(lowest.min(0), stored.min(0))
+    np.testing.assert_array_equal(highest.max(0), stored.max(0))
+    assert (lowest.min(0) == highest.max(0)).tolist() == [False] * 4 + [True]
+
+
 def test_rows_are_sharded_and_read_by_image(tmp_path):
     path = str(tmp_path / "r.zarr")
     ids = [f"i{n}" for n in range(5)]

@@ -86,7 +86,7 @@ class Denoiser(Section):
     heads_of: Positive = 32
     """Channels per attention head."""
     noise_steps: Positive = 1000
-    log_snr_shift: float = 0.9
+    log_snr_shift: float = 1.4
     """Added to the log signal-to-noise ratio of the cosine schedule; small latents need more."""
     drop_caption: Fraction = 0.12
     """Share of samples trained without caption, for classifier-free guidance."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -44,12 +45,15 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         store.missing_blocks(output.folder, "image/pixels"),
         description="ingest stimuli",
     )
+    findings = [*recording.findings, *_constant_voxels(output.folder, tasks=tasks)]
+    for finding in findings[len(recording.findings) :]:
+        say("", finding)
     trials, voxels = len(recording.trials), len(recording.voxels.index)
     sessions = recording.trials["session"].nunique()
     return Made(
         f"{trials:,} trials x {voxels:,} voxels in {sessions} sessions, "
         f"{len(recording.images):,} stimuli",
-        {"sources": dict(recording.sources), "findings": list(recording.findings)},
+        {"sources": dict(recording.sources), "findings": findings},
     )
 
 
@@ -72,6 +76,21 @@ def _write_betas(block: Block, *, recording: Recording, path: str) -> None:
             )
         parts.append(betas[(rows >= block.start) & (rows < block.stop)])
     store.write_block(path, "betas", np.concatenate(parts), block=block)
+
+
+def _constant_voxels(path: str, *, tasks: Callable[..., list[Any]]) -> list[str]:
+    """Return a sentence on voxels that never vary, such as those outside the field of view."""
+    extremes = tasks(
+        functools.partial(store.extreme_betas, path),
+        store.beta_blocks(path),
+        description="check betas",
+    )
+    lowest = np.min([low for low, _ in extremes], axis=0)
+    highest = np.max([high for _, high in extremes], axis=0)
+    constant = int((lowest == highest).sum())
+    if not constant:
+        return []
+    return [f"{constant:,} of {len(lowest):,} voxels have the same beta in every trial"]
 
 
 def _write_pixels(block: Block, *, recording: Recording, path: str, side: int) -> None:
