@@ -430,6 +430,7 @@ def group_bowl(candidate):
     return bowl(candidate)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_a_killed_driver_costs_only_the_running_epochs(tmp_path):
