@@ -252,14 +252,16 @@ def fit_target_scaler(targets: NDArray, *, count: Counts | None = None) -> Targe
 
     Raises
     ------
+    InputError
+        If no target varies, as embeddings do not where images have no captions.
     ValueError
-        If a target is not finite or none varies.
+        If a target is not finite.
     """
     moments = target_moments(targets, count=count)
     if not moments.varying.any():
-        raise ValueError(
+        raise InputError(
             f"none of the {targets.shape[1]} target dimensions varies over {len(targets)} images; "
-            f"there is nothing to decode"
+            f"give the images captions of their own, or set decode.prompt_embeds=null"
         )
     spread = moments.deviation[moments.varying].astype(np.float64)
     return TargetScaler(
