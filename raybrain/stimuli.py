@@ -80,7 +80,7 @@ class Emoji:
 
 @cache
 def emoji_objects() -> tuple[Emoji, ...]:
-    """Return the stimulus set: one picture per family, of things rather than signs.
+    """Return one picture per family, of things rather than signs.
 
     Flags, symbols, letters and keycaps are left out. Of a family the picture that shows neither
     gender nor skin tone stands for all.
@@ -94,6 +94,24 @@ def emoji_objects() -> tuple[Emoji, ...]:
     for emoji in sorted(emoji_variants(), key=_distance_to_base):
         first.setdefault(emoji.family, emoji)
     return tuple(sorted(first.values(), key=lambda e: e.code))
+
+
+@cache
+def emoji_shown() -> tuple[Emoji, ...]:
+    """Return the stimulus set: every picture but for tones of skin and copies of a held-out family.
+
+    Variants of gender, hair and direction are pictures of their own to train on. A held-out family
+    is shown in one picture, so that no test picture has a relative, in the test set or outside it.
+
+    Returns
+    -------
+    tuple of Emoji
+        Sorted by code.
+    """
+    held_out = held_out_families()
+    plain = [e for e in emoji_variants() if not _TONES & set(e.code.split("-"))]
+    kept = [e for e in plain if e.family not in held_out]
+    return tuple(sorted((*kept, *held_out_emoji()), key=lambda e: e.code))
 
 
 def _distance_to_base(emoji: Emoji) -> tuple[bool, int, str]:
@@ -220,7 +238,7 @@ def pretraining_emoji() -> tuple[Emoji, ...]:
 
 
 def held_out_emoji() -> tuple[Emoji, ...]:
-    """Return the test pictures: the one of the stimulus set for each held-out family."""
+    """Return the test pictures: the one that stands for each held-out family."""
     held_out = held_out_families()
     return tuple(e for e in emoji_objects() if e.family in held_out)
 

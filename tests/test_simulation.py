@@ -26,7 +26,7 @@ from raybrain.simulation.schedule import (
     press_buttons,
 )
 from raybrain.simulation.truth import GroundTruth, draw_ncsnr, noisy_betas
-from raybrain.stimuli import emoji_objects, family_of, held_out_families
+from raybrain.stimuli import emoji_shown, family_of, held_out_families
 
 TINY = Simulation(
     grid=(12, 12, 10),
@@ -488,7 +488,7 @@ def test_ventral_voxels_read_few_features():
 def test_test_images_have_no_relative_in_training():
     images = choose_images(Simulation())
     assert images.shared.sum() == 103
-    assert len(images.emoji) == len(emoji_objects())
+    assert len(images.emoji) == len(emoji_shown())
     tested = {e.family for e, shared in zip(images.emoji, images.shared, strict=True) if shared}
     trained = {
         e.family for e, shared in zip(images.emoji, images.shared, strict=True) if not shared
@@ -500,7 +500,7 @@ def test_test_images_have_no_relative_in_training():
 def test_fewer_objects_keep_the_share_of_test_images():
     images = choose_images(Simulation(objects=300))
     assert len(images.emoji) == 300
-    assert images.shared.sum() == round(103 * 300 / len(emoji_objects()))
+    assert images.shared.sum() == round(103 * 300 / len(emoji_shown()))
     families = {e.family for e, shared in zip(images.emoji, images.shared, strict=True) if shared}
     assert families < held_out_families()
     trained = {

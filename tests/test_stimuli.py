@@ -5,6 +5,7 @@ import pytest
 
 from raybrain.stimuli import (
     emoji_objects,
+    emoji_shown,
     emoji_variants,
     family_of,
     held_out_emoji,
@@ -88,6 +89,16 @@ def test_the_draw_depends_on_its_seed_alone():
     assert held_out_families(seed=1) == held_out_families(seed=1)
     assert held_out_families(seed=1) != held_out_families(seed=2)
     assert held_out_families(count=10) < held_out_families(count=20)
+
+
+def test_variants_are_shown_but_no_tones_and_one_picture_of_a_held_out_family():
+    shown = emoji_shown()
+    codes = {e.code for e in shown}
+    assert {"1F468-200D-1F33E", "1F469-200D-1F33E", "1F9D1-200D-1F33E"} <= codes
+    assert not any("1F3FD" in code for code in codes)
+    tested = [e for e in shown if e.family in held_out_families()]
+    assert tested == list(held_out_emoji())
+    assert {e.family for e in shown} == {e.family for e in emoji_objects()}
 
 
 def test_too_many_held_out_families_are_refused():

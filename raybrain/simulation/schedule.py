@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from raybrain.config import InputError, Simulation
-from raybrain.stimuli import HELD_OUT_COUNT, Emoji, emoji_objects, held_out_families
+from raybrain.stimuli import HELD_OUT_COUNT, Emoji, emoji_shown, held_out_families
 
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
 RUNS_PER_SESSION = 12  # NSD, Allen et al. 2022
@@ -86,7 +86,7 @@ def choose_images(settings: Simulation) -> ImageSet:
         If more pictures or test pictures are asked for than there are, or none is left to train on.
     """
     held_out = held_out_families()
-    everything = emoji_objects()
+    everything = emoji_shown()
     training = [emoji for emoji in everything if emoji.family not in held_out]
     total = settings.objects or len(everything)
     tests = settings.test_images
