@@ -13,11 +13,12 @@ STAGES = {
     "simulate": "write a simulated subject to disk as NSD would ship it",
     "ingest": "read the dataset into a sealed Zarr store of betas, trials and stimuli",
     "features": "encode the stimuli into the generator's latents and prompt embeddings",
+    "tune": "search tuning.space for better settings of the decoders; writes best.yaml",
     "train": "fit the decoders on training trials",
     "predict": "decode the test trials",
     "reconstruct": "draw images from the predictions with a pool of generators",
     "evaluate": "score the reconstructions beside floors and ceiling, and write the gallery",
-    "run": "all of the above in order, skipping what is sealed",
+    "run": "all of the above but tune, in order, skipping what is sealed",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
 DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"

@@ -159,6 +159,40 @@ def report(experiment: Experiment) -> Output:
     )
 
 
+def tuning(experiment: Experiment) -> Output:
+    """Return the search for better settings of the decoders."""
+    if experiment.tuning is None:
+        raise InputError(
+            f"experiment '{experiment.name}' has no 'tuning' section, so there is nothing to "
+            f"search; add one with a space, such as training.lr: {{low: 1e-5, high: 1e-2, log: on}}"
+        )
+    settings = {
+        **_under(experiment, "tuning"),
+        **_under(experiment, "decode"),
+        **_under(experiment, "training"),
+        "seed": experiment.seed,
+    }
+    del settings["tuning.storage"]
+    settings["tuning.space"] = {
+        address: span.model_dump(mode="json") for address, span in experiment.tuning.space.items()
+    }
+    settings["tuning.objectives"] = [
+        one.model_dump(mode="json") for one in experiment.tuning.objectives
+    ]
+    inputs = {
+        "the store": subject_store(experiment).seal.digest,
+        "the targets": features(experiment).seal.digest,
+    }
+    return Output("tune", f"{run_folder(experiment)}/tuning", Seal("tune", settings, inputs))
+
+
+def study_digest(output: Output) -> str:
+    """Return a digest of all that a study depends on but how far it goes."""
+    extent = ("tuning.candidates", "tuning.top", "tuning.seeds")
+    settings = {name: value for name, value in output.seal.settings.items() if name not in extent}
+    return seal.digest_of([settings, dict(output.seal.inputs)])
+
+
 def run_folder(experiment: Experiment) -> str:
     """Return the folder of everything that belongs to this experiment alone."""
     return f"{experiment.workspace}/runs/{experiment.name}"

@@ -64,6 +64,18 @@ def train(experiment: Experiment) -> None:
         _make(experiment, outputs.decoder(experiment, target), fitting.work)
 
 
+def tune(experiment: Experiment) -> None:
+    """Search for better settings of the decoders and write the best as an experiment."""
+    from raybrain.stages import searching
+
+    output = outputs.tuning(experiment)
+    searching.check(experiment)
+    _require(outputs.features(experiment))
+    _make(experiment, output, searching.work)
+    print(Path(output.folder, searching.TABLE).read_text())
+    print(f"best     {searching.write_best(experiment, output)}")
+
+
 def predict(experiment: Experiment) -> None:
     """Decode the test trials, repeats of an image averaged."""
     from raybrain.stages import predicting
@@ -108,6 +120,7 @@ RUN: dict[str, Callable[[Experiment], None]] = {
     "simulate": simulate,
     "ingest": ingest,
     "features": features,
+    "tune": tune,
     "train": train,
     "predict": predict,
     "reconstruct": reconstruct,

@@ -1,6 +1,8 @@
 """The whole path at small sizes, killed and started again."""
 
+import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,11 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import yaml
 
-from raybrain import cli, config, outputs, seal, store
+from raybrain import cli, cluster, config, outputs, seal, store, tracking
 from raybrain.config import Experiment
+from raybrain.stages import searching
 from tests.diffusion.generators import write_tiny_generator
 
 pytestmark = [
@@ -21,6 +25,24 @@ pytestmark = [
     # The command line shows warnings to its user as notes, such as the alarm of ridge's grid.
     pytest.mark.filterwarnings("default"),
 ]
+
+SEARCH = {
+    "candidates": 6,
+    "top": 2,
+    "seeds": 2,
+    "pruner": "none",
+    "space": {
+        "training.lr": {"low": "1e-4", "high": "1e-2", "log": True},
+        "decode.prompt_embeds.decoder.kind": {"choices": ["residual_mlp", "ridge"]},
+        "decode.prompt_embeds.decoder.width": {
+            "low": 8,
+            "high": 32,
+            "when": {"decode.prompt_embeds.decoder.kind": "residual_mlp"},
+        },
+        "decode.prompt_embeds.rois": {"choices": [["ventral"], ["early", "ventral"]]},
+        "decode.prompt_embeds.repeats": {"choices": ["average", "trial"]},
+    },
+}
 
 STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
 
@@ -213,3 +235,99 @@ def test_the_layout_of_things_runs_to_the_scores_as_well(experiment_file, tmp_pa
     assert cli.main(["run", str(experiment_file), *changes]) == 0
     report = Path(outputs.report(_experiment(experiment_file, *changes)).folder)
     assert "ceiling" in (report / "scores.txt").read_text()
+
+
+@pytest.fixture
+def search_file(finished, experiment_file, tmp_path) -> Path:
+    tree = yaml.safe_load(experiment_file.read_text()) | {"name": tmp_path.name, "tuning": SEARCH}
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def _candidate_runs(experiment: Experiment) -> list:
+    tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
+    output = outputs.tuning(experiment)
+    found = tracker.client.search_experiments()
+    study = searching.study_name(experiment, output)
+    return tracker.client.search_runs(
+        [one.experiment_id for one in found], f"tags.`raybrain.study` = '{study}'"
+    )
+
+
+def test_a_search_writes_an_experiment_that_is_no_worse_than_its_own(search_file, capsys):
+    assert cli.main(["tune", str(search_file)]) == 0
+    printed = capsys.readouterr().out
+    experiment = _experiment(search_file)
+    assert len(_candidate_runs(experiment)) == SEARCH["candidates"]
+    assert {run.info.status for run in _candidate_runs(experiment)} == {"FINISHED"}
+    losses = {
+        int(run.data.tags["raybrain.candidate"]): run.data.metrics["objective/validation_loss"]
+        for run in _candidate_runs(experiment)
+    }
+    assert min(losses.values()) <= losses[0]
+    best = Path(outputs.run_folder(experiment), searching.BEST)
+    assert str(best) in printed
+    assert cli.main(["train", str(best)]) == 0
+    # The candidate's own command gives the candidate's own fit.
+    start = next(line.index("settings") for line in printed.splitlines() if "over seeds" in line)
+    line = next(line for line in printed.splitlines() if line.lstrip().startswith("0 "))
+    command = next(line for line in printed.splitlines() if line.startswith("to fit one"))
+    words = shlex.split(command.split("raybrain ")[1].replace("SETTINGS", line[start:]))
+    assert cli.main(words) == 0
+    assert _experiment(Path(words[1]), *words[2:]).decode == experiment.decode
+
+
+def test_a_search_killed_halfway_repeats_no_candidate_and_leaves_no_open_run(search_file):
+    experiment = _experiment(search_file)
+    storage = cluster.storage_of(experiment.tuning, workspace=experiment.workspace)
+    study = searching.study_name(experiment, outputs.tuning(experiment))
+    command = [sys.executable, "-m", "raybrain.cli", "tune", str(search_file)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    before = {}
+    while len(before) < 2:
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.05)
+        with contextlib.suppress(KeyError):
+            before = _completed(study, storage)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _completed(study, storage)
+    assert 2 <= len(before) < SEARCH["candidates"]
+    assert cli.main(["tune", str(search_file)]) == 0
+    after = _completed(study, storage)
+    assert len(after) == SEARCH["candidates"]
+    assert {number: after[number] for number in before} == before
+    runs = _candidate_runs(experiment)
+    assert sorted(int(run.data.tags["raybrain.candidate"]) for run in runs) == sorted(after)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def _completed(study: str, storage: str) -> dict:
+    found = optuna.load_study(study_name=study, storage=storage)
+    return {
+        trial.number: (trial.params, trial.value, trial.datetime_complete)
+        for trial in found.trials
+        if trial.state == optuna.trial.TrialState.COMPLETE
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"decode.latents.rois": {"choices": [["early"], ["V9"]]}}, "V9"),
+        ({"reconstruct.strength": {"low": 0.1, "high": 0.9}}, "cannot be searched"),
+        ({"trainings.lr": {"low": 0.1, "high": 0.9}}, "'trainings' is not a setting; did you mean"),
+    ],
+)
+def test_a_search_of_what_does_not_exist_is_refused_before_anything_is_written(
+    finished, search_file, space, message, capsys
+):
+    tree = yaml.safe_load(search_file.read_text())
+    tree["tuning"]["space"] = space
+    search_file.write_text(yaml.safe_dump(tree))
+    assert cli.main(["tune", str(search_file)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not Path(outputs.run_folder(finished)).with_name(tree["name"]).exists()

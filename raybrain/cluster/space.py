@@ -12,8 +12,9 @@ import yaml
 
 from raybrain.config import Experiment, InputError, Range, Tuning, flatten, validate
 
-FIXED = ("name", "workspace", "on_change", "seed", "resources", "tracking", "tuning")
-"""What a candidate cannot change, because it says where and how the search itself runs."""
+SEARCHED = ("decode", "training")
+"""What a candidate can change: how decoders are fitted. The rest says what they are fitted on, or
+what is done with them afterwards."""
 
 
 def check_space(experiment: Experiment) -> None:
@@ -30,7 +31,8 @@ def check_space(experiment: Experiment) -> None:
     tuning = _tuning(experiment)
     for address in in_order(tuning.space):
         span = tuning.space[address]
-        if address.split(".")[0] in FIXED:
+        section = address.split(".")[0]
+        if section in Experiment.model_fields and section not in SEARCHED:
             raise InputError(
                 f"'{address}' cannot be searched; search what the decoders are fitted with, "
                 f"such as training.lr"

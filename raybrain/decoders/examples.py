@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,26 @@ class Examples:
     repeats: Repeats
     rois: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     xyz: NDArray[np.integer] | None = None
+
+    def select(self, keep: NDArray[np.bool_], *, rois: Sequence[str]) -> Examples:
+        """Return the same rows of fewer voxels.
+
+        Parameters
+        ----------
+        keep : ndarray of bool, shape (selected voxel,)
+        rois : sequence of str
+            ROIs to keep.
+        """
+        voxels = self.voxels.copy()
+        voxels[np.flatnonzero(voxels)] = keep
+        return replace(
+            self,
+            betas=np.ascontiguousarray(self.betas[:, keep]),
+            voxels=voxels,
+            scaler=self.scaler.select(keep),
+            rois={name: self.rois[name][keep] for name in rois},
+            xyz=None if self.xyz is None else self.xyz[keep],
+        )
 
     def like(self, betas: NDArray, *, session: Integers, image_id: Integers) -> Averaged:
         """Return other trials, such as those of a validation split, treated as these were."""

@@ -217,6 +217,25 @@ class Tracker:
         run.log_settings(settings)
         return run
 
+    def ended_candidates(self, parent: Run, *, study: str) -> set[int]:
+        """Return the numbers of the candidates of a study whose runs are closed."""
+        from mlflow.store.tracking import SEARCH_MAX_RESULTS_DEFAULT
+
+        wanted = f"tags.`{STUDY}` = '{study}' and attributes.status != 'RUNNING'"
+        found: set[int] = set()
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [parent.mlflow_experiment],
+                wanted,
+                max_results=SEARCH_MAX_RESULTS_DEFAULT,
+                page_token=token,
+            )
+            found |= {int(run.data.tags[CANDIDATE]) for run in page}
+            token = page.token
+            if not token:
+                return found
+
     def _mlflow_experiment(self, dataset: str) -> str:
         from mlflow.exceptions import MlflowException
 

@@ -39,12 +39,7 @@ class StudyLog:
         for event in events:
             candidate = event.candidate
             if candidate.number not in self._runs:
-                self._runs[candidate.number] = self._tracker.candidate(
-                    self._parent,
-                    study=self._study,
-                    number=candidate.number,
-                    settings={**candidate.settings, "seed": candidate.seed},
-                )
+                self._runs[candidate.number] = self._run_of(candidate)
             if event.metrics is not None:
                 metrics = {name: value for name, value in event.metrics.items() if name != "epoch"}
                 curves[candidate.number].append((int(event.metrics["epoch"]), metrics))
@@ -53,6 +48,23 @@ class StudyLog:
         for event in events:
             if event.outcome is not None:
                 self._end(event.candidate.number, event.outcome)
+
+    def settle(self, outcomes: Sequence[_Outcome]) -> None:
+        """Record outcomes that a driver did not live to record; give all of the study."""
+        known = self._tracker.ended_candidates(self._parent, study=self._study)
+        for outcome in outcomes:
+            candidate = outcome.candidate
+            if candidate.number not in known:
+                self._runs[candidate.number] = self._run_of(candidate)
+                self._end(candidate.number, outcome)
+
+    def _run_of(self, candidate: _Candidate) -> Run:
+        return self._tracker.candidate(
+            self._parent,
+            study=self._study,
+            number=candidate.number,
+            settings={**candidate.settings, "seed": candidate.seed},
+        )
 
     def _end(self, number: int, outcome: _Outcome) -> None:
         run = self._runs.pop(number)
@@ -77,6 +89,8 @@ class _Candidate(Protocol):
 
 
 class _Outcome(Protocol):
+    @property
+    def candidate(self) -> _Candidate: ...
     @property
     def state(self) -> str: ...
     @property
