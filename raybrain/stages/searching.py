@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -23,6 +23,7 @@ from raybrain.decoders import (
     prepare,
     solve_block,
 )
+from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
 from raybrain.decoders.ridge_factor import Factor
@@ -40,7 +41,7 @@ WINNER = "winner.json"
 BASE = "experiment.yaml"
 """The experiment as it was searched, for the commands of the table to start from."""
 
-_RIDGE_REPEATS: dict[bool, Literal["average", "trial"]] = {False: "average", True: "trial"}
+_RIDGE_REPEATS: dict[bool, Repeats] = {False: "average", True: "trial"}
 """How `train` fits ridge, by whether a target stands for a category."""
 
 State = dict[str, Any]
@@ -171,7 +172,7 @@ class _Responses:
 class _Data:
     """What all candidates share, in the object store."""
 
-    responses: Mapping[tuple[str, str], _Responses]
+    responses: Mapping[tuple[str, Repeats], _Responses]
     """By target and by how repeats are treated."""
     truth: Mapping[str, tuple[np.ndarray, np.ndarray]]
     """Target -> row of every image in the store, its true values."""
@@ -194,7 +195,7 @@ def _data(experiment: Experiment) -> _Data:
         )
         mask = opened.mask(rois)
         betas = opened.betas(voxels=mask)
-        treatments: set[Literal["average", "trial"]] = _values(
+        treatments: set[Repeats] = _values(
             experiment, f"decode.{target}.repeats", (decode.repeats,)
         )
         for repeats in treatments | {_RIDGE_REPEATS[by_category]}:
@@ -337,7 +338,7 @@ def _ridge(
     target: str,
     rois: tuple[str, ...],
     min_noise_ceiling: float,
-    repeats: str,
+    repeats: Repeats,
     alphas: Sequence[float],
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
@@ -356,7 +357,11 @@ def _ridge(
 # A worker process tries many candidates; few sets of voxels come up again and again.
 @functools.lru_cache(maxsize=4)
 def _examples(
-    data: Shared[_Data], target: str, rois: tuple[str, ...], min_noise_ceiling: float, repeats: str
+    data: Shared[_Data],
+    target: str,
+    rois: tuple[str, ...],
+    min_noise_ceiling: float,
+    repeats: Repeats,
 ) -> tuple[Examples, Averaged]:
     """Return training and validation rows of the voxels that a candidate uses."""
     responses = data.get().responses[target, repeats]
