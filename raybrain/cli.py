@@ -21,6 +21,7 @@ STAGES = {
     "run": "all of the above but tune, in order, skipping what is sealed",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
+COMPARE = "compare"
 DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
@@ -33,8 +34,11 @@ def usage() -> str:
     return (
         "raybrain reconstructs the images a person saw from their fMRI.\n\n"
         "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
-        "  raybrain demo [address=value ...]\n\n"
+        "  raybrain demo [address=value ...]\n"
+        "  raybrain compare RUN RUN ... [out=FOLDER]\n\n"
         f"Stages:\n{stages}\n\n"
+        "compare tells what each later run gains on the first, image by image, with intervals;\n"
+        "a run is a folder such as workspace/runs/demo, or its experiment file.\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
         "  raybrain train jobs/experiments/nsd.yaml 'decode.latents.rois=[V1, V2]'\n"
         "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
@@ -78,10 +82,15 @@ def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError, load
 
     stage, *rest = words
-    if stage not in STAGES:
-        raise InputError(f"'{stage}' is not a stage; choose from {', '.join(STAGES)}")
+    if stage not in (*STAGES, COMPARE):
+        raise InputError(f"'{stage}' is not a stage; choose from {', '.join((*STAGES, COMPARE))}")
     if any(word in ("-h", "--help") for word in rest):
         print(usage())
+        return 0
+    if stage == COMPARE:
+        from raybrain.stages.comparing import compare
+
+        print(compare(rest))
         return 0
     if stage == "demo":
         path, assignments = str(DEMO), rest
