@@ -5,6 +5,7 @@ Nothing heavy is imported before a stage is known, so that ``raybrain --help`` a
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -18,13 +19,16 @@ STAGES = {
     "predict": "decode the test trials",
     "reconstruct": "draw images from the predictions with a pool of generators",
     "evaluate": "score the reconstructions beside floors and ceiling, and write the gallery",
-    "run": "all of the above but tune, in order, skipping what is sealed",
+    "export": "write the reconstructions as PNG files",
+    "run": "all of the above but tune and export, in order, skipping what is sealed",
+    "ablate": "run it again without each ROI and with each ROI alone, and compare",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
 COMPARE = "compare"
 DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+FULL_DISK = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 
 
 def usage() -> str:
@@ -69,6 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"raybrain: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        print(f"raybrain: {_full_disk_sentence(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("raybrain: stopped; the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -76,6 +85,26 @@ def main(arguments: list[str] | None = None) -> int:
         if stop.code == TERMINATED:
             print("raybrain: stopped by SIGTERM; the same command continues", file=sys.stderr)
         raise
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Return whether a disk without space is behind ``error``, whoever met it first."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in FULL_DISK):  # sqlite's and Arrow's have no number
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _full_disk_sentence(error: Exception) -> str:
+    path = getattr(error, "filename", None)
+    where = f" at {path}" if path else ""
+    return (
+        f"the disk is full{where}; what is finished stays valid: make room, then the same command "
+        f"continues"
+    )
 
 
 def _run(words: list[str]) -> int:

@@ -232,6 +232,8 @@ class Decode(Section):
     """Voxels below this noise ceiling (a fraction) are left out."""
     repeats: Literal["average", "trial"] = "average"
     """Train on the mean over an image's repeats or on single trials."""
+    reference: bool = True
+    """Beside a network, also fit ridge on the same voxels, so that its scores can be compared."""
     shuffled: bool = False
     """Train on targets dealt out anew among the training images: a control that must end at
     chance, whatever the rest of the experiment does."""
@@ -264,6 +266,9 @@ class Training(Section):
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    memory: Annotated[float, Field(gt=0.0)] = 8.0
+    """Gigabytes of betas and targets that a node may hold; larger data are prepared on disk and
+    streamed in shuffled chunks. Ridge always holds its data."""
 
 
 class Reconstruct(Section):
@@ -293,6 +298,9 @@ class Evaluate(Section):
     """What is measured; all but ``lite0-v1`` need weights that have to be fetched first."""
     weights: Location | None = None
     """Folder of these weights; where torch keeps its downloads when not given."""
+    rerank: bool = False
+    """Add a row of one sample per image: the one whose predicted brain response fits the measured
+    response best. The encoding model is fitted on training images; the image seen is not used."""
     bootstrap: Positive = 10_000
     """Resamples of the images for every interval."""
 
@@ -419,6 +427,8 @@ class Tracking(Section):
 
     uri: Location | None = None
     """MLflow tracking server or database; a sqlite file in the workspace when not given."""
+    models: bool = True
+    """Register every fitted decoder as an MLflow model, a copy of its weights included."""
     private: bool = False
     """Whether stimuli that may not be redistributed may be logged as artifacts."""
 
@@ -430,6 +440,9 @@ class Experiment(Section):
     dataset: str
     """A name in ``data_catalog/`` or the path of an entry file of one's own."""
     subject: str
+    subjects: tuple[str, ...] = ()
+    """Subjects whose data train one ``residual_mlp`` together: an input layer each and one trunk.
+    What follows training is about ``subject``, which is one of them anyway."""
     workspace: Location = "workspace"
     seed: int = 0
     on_change: Literal["refuse", "replace"] = "refuse"

@@ -14,7 +14,7 @@ from typing import Any
 
 from raybrain import catalog, seal
 from raybrain.catalog import CatalogEntry
-from raybrain.config import Decode, Experiment, InputError, Ridge, flatten
+from raybrain.config import Decode, Experiment, InputError, ResidualMLP, Ridge, flatten
 from raybrain.seal import Seal
 
 CLOSED_FORM = (Ridge,)
@@ -40,7 +40,8 @@ def dataset_entry(experiment: Experiment) -> CatalogEntry:
     """
     entry = catalog.load_entry(experiment.dataset)
     rois = {roi for _, decode in targets(experiment) for roi in decode.rois}
-    catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(rois)))
+    for one in each_subject(experiment):
+        catalog.check_choice(entry, subject=one.subject, rois=tuple(sorted(rois)))
     return entry
 
 
@@ -65,6 +66,19 @@ def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
         (name, getattr(experiment.decode, name)) for name in type(experiment.decode).model_fields
     ]
     return [(name, decode) for name, decode in found if decode is not None]
+
+
+def each_subject(experiment: Experiment) -> list[Experiment]:
+    """Return the experiment for every subject whose data it trains on, its own subject first."""
+    names = dict.fromkeys((experiment.subject, *experiment.subjects))
+    return [experiment.model_copy(update={"subject": name}) for name in names]
+
+
+def subjects_of(experiment: Experiment, decode: Decode) -> list[str]:
+    """Return the subjects that train the decoder of one target together."""
+    if not isinstance(decode.decoder, ResidualMLP):
+        return [experiment.subject]
+    return [one.subject for one in each_subject(experiment)]
 
 
 def simulated(experiment: Experiment) -> Output | None:
@@ -123,6 +137,11 @@ def decoder(experiment: Experiment, target: str) -> Output:
         "the store": subject_store(experiment).seal.digest,
         "the targets": features(experiment).seal.digest,
     }
+    others = set(subjects_of(experiment, decode)) - {experiment.subject}
+    for one in each_subject(experiment):
+        if one.subject in others:
+            inputs[f"the store of {one.subject}"] = subject_store(one).seal.digest
+            inputs[f"the targets of {one.subject}"] = features(one).seal.digest
     folder = f"{run_folder(experiment)}/decoders/{target}"
     return Output("train", folder, Seal("train", settings, inputs))
 
@@ -148,6 +167,12 @@ def reconstructions(experiment: Experiment) -> Output:
         f"{run_folder(experiment)}/reconstructions.zarr",
         Seal("reconstruct", settings, inputs),
     )
+
+
+def pictures(experiment: Experiment) -> Output:
+    """Return the reconstructions as picture files."""
+    inputs = {"the reconstructions": reconstructions(experiment).seal.digest}
+    return Output("export", f"{run_folder(experiment)}/png", Seal("export", {}, inputs))
 
 
 def report(experiment: Experiment) -> Output:

@@ -7,13 +7,14 @@ output is sealed with the settings of today is skipped; one that was killed resu
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raybrain import __version__, cluster, outputs, seal, tracking
+from raybrain import __version__, cluster, config, outputs, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, say
@@ -30,38 +31,49 @@ def simulate(experiment: Experiment) -> None:
     """Write the simulated subject that the experiment describes as NSD would ship it."""
     from raybrain.stages import simulating
 
-    output = outputs.simulated(experiment)
-    if output is None:
+    if experiment.simulation is None:
         raise InputError(
             f"experiment '{experiment.name}' has no 'simulation' section, so there is nothing to "
             f"simulate; add one, or start with 'raybrain ingest'"
         )
-    _make(experiment, output, simulating.work)
+    for one in outputs.each_subject(experiment):
+        made = outputs.simulated(one)
+        assert made is not None
+        _make(one, made, simulating.work)
 
 
 def ingest(experiment: Experiment) -> None:
     """Read the dataset into a sealed Zarr store, one task per scan session."""
     from raybrain.stages import ingesting
 
-    _require(outputs.simulated(experiment))
-    _make(experiment, outputs.subject_store(experiment), ingesting.work)
+    for one in outputs.each_subject(experiment):
+        _require(outputs.simulated(one))
+        _make(one, outputs.subject_store(one), ingesting.work)
 
 
 def features(experiment: Experiment) -> None:
     """Encode the stimuli into the generator's latents and prompt embeddings."""
     from raybrain.stages import encoding
 
-    _require(outputs.subject_store(experiment))
-    _make(experiment, outputs.features(experiment), encoding.work)
+    for one in outputs.each_subject(experiment):
+        _require(outputs.subject_store(one))
+        _make(one, outputs.features(one), encoding.work)
 
 
 def train(experiment: Experiment) -> None:
     """Fit the decoder of every target on training trials; the test trials stay closed."""
     from raybrain.stages import fitting
 
-    _require(outputs.features(experiment))
-    for target, _ in outputs.targets(experiment):
-        _make(experiment, outputs.decoder(experiment, target), fitting.work)
+    for one in outputs.each_subject(experiment):
+        _require(outputs.features(one))
+    networks = []
+    for target, decode in outputs.targets(experiment):
+        output = outputs.decoder(experiment, target)
+        if isinstance(decode.decoder, outputs.CLOSED_FORM):
+            _make(experiment, output, fitting.work)  # takes all cores and much memory by itself
+        else:
+            networks.append(output)
+    _make_all(experiment, networks, fitting.work, workers=experiment.resources.train)
 
 
 def tune(experiment: Experiment) -> None:
@@ -93,6 +105,16 @@ def reconstruct(experiment: Experiment) -> None:
     _make(experiment, outputs.reconstructions(experiment), drawing.work)
 
 
+def export(experiment: Experiment) -> None:
+    """Write every reconstruction as a PNG file."""
+    from raybrain.stages import exporting
+
+    _require(outputs.reconstructions(experiment))
+    output = outputs.pictures(experiment)
+    _make(experiment, output, exporting.work)
+    print(f"pictures {output.folder}")
+
+
 def evaluate(experiment: Experiment) -> None:
     """Score the reconstructions beside floors and ceiling, and write the gallery."""
     from raybrain.stages import scoring
@@ -115,6 +137,22 @@ def run(experiment: Experiment) -> None:
                 stage(experiment)
 
 
+def ablate(experiment: Experiment) -> None:
+    """Run the experiment without each ROI and with each alone, and compare what they gain."""
+    from raybrain.stages import ablating, comparing
+
+    others = ablating.variants(experiment)
+    with cluster.connect(experiment.resources):
+        run(experiment)
+        for other in others:
+            say("ablate", other.name)
+            for stage in (train, predict, reconstruct, evaluate):
+                stage(other)
+    folders = [outputs.run_folder(one) for one in (experiment, *others)]
+    print(comparing.compare([*folders, f"{comparing.OUT}{folders[0]}/ablation"]))
+    print(f"table    {folders[0]}/ablation/{comparing.FILE}")
+
+
 RUN: dict[str, Callable[[Experiment], None]] = {
     "plan": plan,
     "simulate": simulate,
@@ -124,8 +162,10 @@ RUN: dict[str, Callable[[Experiment], None]] = {
     "train": train,
     "predict": predict,
     "reconstruct": reconstruct,
+    "export": export,
     "evaluate": evaluate,
     "run": run,
+    "ablate": ablate,
     "demo": run,
 }
 
@@ -155,8 +195,32 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
                 "raybrain": __version__,
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }
+            entry = outputs.dataset_entry(experiment)
+            stage_run.log_dataset(
+                f"{entry.name}/{experiment.subject}",
+                digest=outputs.subject_store(experiment).seal.digest,
+                source=outputs.dataset_root(experiment),
+            )
             seal.finish(output.folder, seal=replace(output.seal, notes=notes))
     say(output.stage, f"{made.summary} ({seconds:.1f} s)")
+
+
+def _make_all(
+    experiment: Experiment, wanted: list[Output], work: Work, *, workers: config.Workers
+) -> None:
+    """Bring several outputs to their sealed state, side by side where the cluster has room."""
+    states = [seal.status(one.folder, wanted=one.seal).state for one in wanted]
+    if states.count("sealed") >= len(wanted) - 1:
+        for output in wanted:
+            _make(experiment, output, work)
+        return
+    with cluster.connect():
+        at_once = max(1, cluster.slots(workers) // workers.max)
+        # Threads of the driver: what they do is to wait for workers.
+        cluster.in_threads(
+            [functools.partial(_make, experiment, output, work) for output in wanted],
+            at_once=at_once,
+        )
 
 
 def _require(output: Output | None) -> None:

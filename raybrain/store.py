@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
@@ -71,6 +71,10 @@ class SubjectStore:
                 betas[here] = chunk[rows[here] - block.start][:, voxels]
         betas *= scale
         return betas
+
+    def first_betas(self, trials: int, *, voxels: np.ndarray) -> np.ndarray:
+        """Return `betas` of the first visible trials alone."""
+        return replace(self, trials=self.trials.iloc[:trials]).betas(voxels=voxels)
 
     def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
         """Return (image, y, x, rgb) uint8 stimuli."""
@@ -265,6 +269,33 @@ def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -
         return np.asarray(array[:])
     known = {image_id: row for row, image_id in enumerate(_table(group, "image_id"))}
     return np.asarray(array.oindex[np.array([known[image_id] for image_id in image_ids])])
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A matrix on disk whose columns lie in one or several arrays made by `create_rows`."""
+
+    path: str
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+    """Rows and columns."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return a slice of rows, all columns."""
+        group = open_sealed(self.path)
+        return np.concatenate([_array(group, name)[rows] for name in self.names], axis=1)
+
+
+def remove(path: str) -> None:
+    """Remove a store that was needed for a while; nothing happens if there is none."""
+    files, root = fsspec.core.url_to_fs(path)
+    if files.exists(root):
+        files.rm(root, recursive=True)
+
+
+def has_rows(path: str, name: str) -> bool:
+    """Return whether there is such an array."""
+    return name in open_sealed(path)
 
 
 def row_shape(path: str, name: str) -> tuple[int, ...]:

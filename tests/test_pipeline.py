@@ -14,10 +14,10 @@ import optuna
 import pytest
 import yaml
 
-from raybrain import cli, cluster, config, outputs, seal, store, tracking
+from raybrain import cli, cluster, outputs, seal, store, tracking
 from raybrain.config import Experiment
 from raybrain.stages import searching
-from tests.diffusion.generators import write_tiny_generator
+from tests.small_run import contents_of, load_experiment, outputs_of
 
 pytestmark = [
     pytest.mark.ray,
@@ -47,71 +47,12 @@ SEARCH = {
 STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
 
 
-@pytest.fixture(scope="module")
-def experiment_file(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("experiment")
-    write_tiny_generator(folder / "generator")
-    tree = {
-        "name": "small",
-        "dataset": "simulated",
-        "subject": "subj01",
-        "workspace": str(folder / "workspace"),
-        "on_change": "replace",
-        "simulation": {
-            "grid": [12, 12, 10],
-            "early_voxels": 120,
-            "ventral_voxels": 80,
-            "objects": 40,
-            "trials_per_session": 40,
-            "image_size": 32,
-        },
-        "generator": {"checkpoint": str(folder / "generator")},
-        "decode": {
-            "latents": {"rois": ["early"]},
-            "prompt_embeds": {
-                "rois": ["ventral"],
-                "decoder": {"kind": "residual_mlp", "width": 16, "depth": 1},
-            },
-        },
-        "training": {"epochs": 3, "batch_size": 16},
-        "reconstruct": {"steps": 4, "samples": 2, "strength": 0.5, "guidance": 2.0},
-        "evaluate": {"bootstrap": 200},
-        "resources": {"tasks": {"max": 2}, "generate": {"max": 2}},
-    }
-    file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump(tree))
-    return file
-
-
-def _experiment(file: Path, *assignments: str) -> Experiment:
-    return config.load(file, assignments, schema=Experiment)
-
-
-def _outputs(experiment: Experiment) -> dict[str, outputs.Output]:
-    found = [
-        outputs.simulated(experiment),
-        outputs.subject_store(experiment),
-        outputs.features(experiment),
-        *(outputs.decoder(experiment, target) for target, _ in outputs.targets(experiment)),
-        outputs.predictions(experiment),
-        outputs.reconstructions(experiment),
-        outputs.report(experiment),
-    ]
-    return {output.folder: output for output in found}
-
-
 def _sealed_at(experiment: Experiment) -> dict[str, float]:
-    return {folder: Path(folder, seal.SEAL).stat().st_mtime for folder in _outputs(experiment)}
-
-
-@pytest.fixture(scope="module")
-def finished(experiment_file) -> Experiment:
-    assert cli.main(["run", str(experiment_file)]) == 0
-    return _experiment(experiment_file)
+    return {folder: Path(folder, seal.SEAL).stat().st_mtime for folder in outputs_of(experiment)}
 
 
 def test_a_run_seals_every_output_and_ends_with_table_and_gallery(finished):
-    for folder, output in _outputs(finished).items():
+    for folder, output in outputs_of(finished).items():
         assert seal.status(folder, wanted=output.seal).state == "sealed", folder
     report = Path(outputs.report(finished).folder)
     table = (report / "scores.txt").read_text()
@@ -171,25 +112,10 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(finished, experiment_f
     before = _sealed_at(finished)
     change = "evaluate.bootstrap=300"
     assert cli.main(["run", str(experiment_file), change]) == 0
-    after = _sealed_at(_experiment(experiment_file, change))
+    after = _sealed_at(load_experiment(experiment_file, change))
     redone = {Path(folder).name for folder in after if after[folder] != before[folder]}
     assert redone == {"report"}
     assert cli.main(["run", str(experiment_file)]) == 0
-
-
-def _contents(experiment: Experiment) -> dict[str, np.ndarray]:
-    predictions = outputs.predictions(experiment).folder
-    drawn = outputs.reconstructions(experiment).folder
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
-    everything = np.ones(len(opened.voxels), bool)
-    return {
-        "betas": opened.betas(voxels=everything),
-        "latents": store.read_rows(outputs.features(experiment).folder, "latents"),
-        "predicted latents": store.read_rows(predictions, "latents"),
-        "predicted embeddings": store.read_rows(predictions, "prompt_embeds"),
-        "system": store.read_rows(drawn, "system"),
-        "ceiling": store.read_rows(drawn, "ceiling"),
-    }
 
 
 @pytest.mark.parametrize(
@@ -203,8 +129,8 @@ def test_a_run_killed_in_a_stage_completes_with_the_same_bytes(
     finished, experiment_file, stage, tmp_path
 ):
     place = f"workspace={tmp_path}/workspace"
-    killed = _experiment(experiment_file, place)
-    folder = next(o.folder for o in _outputs(killed).values() if o.stage == stage)
+    killed = load_experiment(experiment_file, place)
+    folder = next(o.folder for o in outputs_of(killed).values() if o.stage == stage)
     command = [sys.executable, "-m", "raybrain.cli", "run", str(experiment_file), place]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
@@ -217,11 +143,11 @@ def test_a_run_killed_in_a_stage_completes_with_the_same_bytes(
             time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wanted = _outputs(killed)[folder].seal
+    wanted = outputs_of(killed)[folder].seal
     assert seal.status(folder, wanted=wanted).state == "unfinished"
     assert cli.main(["run", str(experiment_file), place]) == 0
-    undisturbed = _contents(finished)
-    for name, values in _contents(_experiment(experiment_file, place)).items():
+    undisturbed = contents_of(finished)
+    for name, values in contents_of(load_experiment(experiment_file, place)).items():
         np.testing.assert_array_equal(values, undisturbed[name], err_msg=name)
 
 
@@ -233,7 +159,7 @@ def test_the_layout_of_things_runs_to_the_scores_as_well(experiment_file, tmp_pa
         f"workspace={tmp_path}/workspace",
     )
     assert cli.main(["run", str(experiment_file), *changes]) == 0
-    report = Path(outputs.report(_experiment(experiment_file, *changes)).folder)
+    report = Path(outputs.report(load_experiment(experiment_file, *changes)).folder)
     assert "ceiling" in (report / "scores.txt").read_text()
 
 
@@ -258,7 +184,7 @@ def _candidate_runs(experiment: Experiment) -> list:
 def test_a_search_writes_an_experiment_that_is_no_worse_than_its_own(search_file, capsys):
     assert cli.main(["tune", str(search_file)]) == 0
     printed = capsys.readouterr().out
-    experiment = _experiment(search_file)
+    experiment = load_experiment(search_file)
     assert len(_candidate_runs(experiment)) == SEARCH["candidates"]
     assert {run.info.status for run in _candidate_runs(experiment)} == {"FINISHED"}
     losses = {
@@ -275,11 +201,11 @@ def test_a_search_writes_an_experiment_that_is_no_worse_than_its_own(search_file
     command = next(line for line in printed.splitlines() if line.startswith("to fit one"))
     words = shlex.split(command.split("raybrain ")[1].replace("SETTINGS", line[start:]))
     assert cli.main(words) == 0
-    assert _experiment(Path(words[1]), *words[2:]).decode == experiment.decode
+    assert load_experiment(Path(words[1]), *words[2:]).decode == experiment.decode
 
 
 def test_a_search_killed_halfway_repeats_no_candidate_and_leaves_no_open_run(search_file):
-    experiment = _experiment(search_file)
+    experiment = load_experiment(search_file)
     storage = cluster.storage_of(experiment.tuning, workspace=experiment.workspace)
     study = searching.study_name(experiment, outputs.tuning(experiment))
     command = [sys.executable, "-m", "raybrain.cli", "tune", str(search_file)]

@@ -6,11 +6,12 @@ Importing this package imports neither Ray nor Optuna nor torch.
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect
+from raybrain.cluster.session import connect, slots
 from raybrain.cluster.share import Shared, share
 from raybrain.cluster.space import assignments, check_space, default_settings, with_settings
 from raybrain.cluster.study import Candidate, Event, Outcome, storage_of
 from raybrain.cluster.tasks import map_tasks
+from raybrain.cluster.threads import in_threads
 from raybrain.cluster.train import train
 from raybrain.cluster.tuning import Refit, ranked, refit, search
 from raybrain.cluster.worker import device, latest_checkpoint, rank, report, world_size
@@ -28,6 +29,7 @@ __all__ = [
     "default_settings",
     "device",
     "draw_units",
+    "in_threads",
     "latest_checkpoint",
     "map_tasks",
     "plot_study",
@@ -37,6 +39,7 @@ __all__ = [
     "report",
     "search",
     "share",
+    "slots",
     "storage_of",
     "train",
     "with_settings",

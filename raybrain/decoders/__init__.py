@@ -1,8 +1,13 @@
 """Decoders: from voxels to a target. Normalisation lives in the decoder and is saved with it."""
 
-from raybrain.decoders.examples import Examples, prepare
+from raybrain.decoders.examples import Examples, above_ceiling, prepare
 from raybrain.decoders.gradient import Task, gradient_task
-from raybrain.decoders.normalisation import fit_target_scaler
+from raybrain.decoders.normalisation import (
+    Averaged,
+    Rows,
+    SessionScaler,
+    fit_target_scaler,
+)
 from raybrain.decoders.ridge import (
     factorise,
     fit_ridge,
@@ -22,11 +27,15 @@ from raybrain.decoders.trained import (
 )
 
 __all__ = [
+    "Averaged",
     "Examples",
     "Predicted",
+    "Rows",
+    "SessionScaler",
     "SharedTask",
     "Task",
     "TrainedDecoder",
+    "above_ceiling",
     "adapted_task",
     "decoder_from_ridge",
     "factorise",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from raybrain.config import InputError
 from raybrain.decoders.normalisation import (
     Averaged,
-    Floats,
     Integers,
+    Rows,
     SessionScaler,
     average_repeats,
     fit_session_scaler,
@@ -29,8 +29,9 @@ class Examples:
 
     Attributes
     ----------
-    betas : ndarray of float32, shape (row, selected voxel)
-        Z-scores; one row per image in ascending order, or one per trial in the given order.
+    betas : float32, shape (row, selected voxel)
+        Z-scores, an array or on disk; one row per image in ascending order, or one per trial in
+        the given order.
     image_id : ndarray of int64, shape (row,)
     count : ndarray of int64, shape (row,)
         Repeats averaged in a row.
@@ -45,7 +46,7 @@ class Examples:
         Coordinates, if they were given.
     """
 
-    betas: Floats
+    betas: Rows
     image_id: NDArray[np.int64]
     count: NDArray[np.int64]
     voxels: NDArray[np.bool_]
@@ -67,7 +68,7 @@ class Examples:
         voxels[np.flatnonzero(voxels)] = keep
         return replace(
             self,
-            betas=np.ascontiguousarray(self.betas[:, keep]),
+            betas=np.ascontiguousarray(self.betas[:][:, keep]),
             voxels=voxels,
             scaler=self.scaler.select(keep),
             rois={name: self.rois[name][keep] for name in rois},
@@ -135,13 +136,7 @@ def prepare(
         raise InputError(f"none of the {voxels} voxels of these ROIs varies; check the betas")
     if min_noise_ceiling > 0:
         known = noise_ceiling(standard, image_id=image_id) if ceiling is None else ceiling
-        best = float(np.nanmax(known))
-        keep &= known >= min_noise_ceiling
-        if not keep.any():
-            raise InputError(
-                f"no voxel reaches min_noise_ceiling={min_noise_ceiling:g}; "
-                f"the best of {voxels} has {best:.3f}, set it below that"
-            )
+        keep = above_ceiling(known, minimum=min_noise_ceiling, among=keep)
     if not keep.all():
         standard = standard[:, keep]
     rows = _rows(standard, image_id=image_id, repeats=repeats)
@@ -157,7 +152,26 @@ def prepare(
     )
 
 
-def _rows(standard: Floats, *, image_id: Integers, repeats: Repeats) -> Averaged:
+def above_ceiling(
+    ceiling: NDArray, *, minimum: float, among: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return (voxel,) bool: which voxels of ``among`` reach a noise ceiling.
+
+    Raises
+    ------
+    InputError
+        If none does.
+    """
+    keep: NDArray[np.bool_] = among & (ceiling >= minimum)
+    if not keep.any():
+        raise InputError(
+            f"no voxel reaches min_noise_ceiling={minimum:g}; the best of "
+            f"{int(among.sum())} has {float(np.nanmax(ceiling[among])):.3f}, set it below that"
+        )
+    return keep
+
+
+def _rows(standard: NDArray[np.float32], *, image_id: Integers, repeats: Repeats) -> Averaged:
     if repeats == "average":
         return average_repeats(standard, image_id=image_id)
     return Averaged(

@@ -15,7 +15,9 @@ from raybrain.decoders.examples import Examples
 from raybrain.decoders.normalisation import (
     Averaged,
     Floats,
+    Rows,
     SessionScaler,
+    StandardisedRows,
     TargetScaler,
     fit_target_scaler,
 )
@@ -34,9 +36,9 @@ class Task:
     ----------
     section : config section
         A decoder that is fitted by gradient descent.
-    betas, validation_betas : ndarray of float32, shape (row, voxel)
-        Z-scores.
-    targets, validation_targets : ndarray of float32, shape (row, varying dimension)
+    betas, validation_betas : float32, shape (row, voxel)
+        Z-scores. Those of training are arrays, or rows on disk where they exceed the memory.
+    targets, validation_targets : float32, shape (row, varying dimension)
         Standardised: predicting the training mean has a loss of 1.
     count : ndarray of int64, shape (row,)
         Repeats averaged in each training row, its weight in the loss.
@@ -45,8 +47,8 @@ class Task:
     """
 
     section: config.NetworkDecoder
-    betas: Floats
-    targets: Floats
+    betas: Rows
+    targets: Rows
     count: NDArray[np.int64]
     validation_betas: Floats
     validation_targets: Floats
@@ -105,7 +107,7 @@ class Task:
 def gradient_task(
     train: Examples,
     *,
-    targets: NDArray,
+    targets: Rows,
     validation: Averaged,
     validation_targets: NDArray,
     section: config.NetworkDecoder,
@@ -116,8 +118,8 @@ def gradient_task(
     ----------
     train : Examples
         From `prepare`, given training trials.
-    targets : ndarray, shape (row, dimension)
-        True targets of ``train.image_id``.
+    targets : shape (row, dimension)
+        True targets of ``train.image_id``, an array or rows that are read when asked for.
     validation : Averaged
         From ``train.like``, given validation trials.
     validation_targets : ndarray, shape (row, dimension)
@@ -143,7 +145,9 @@ def gradient_task(
     return Task(
         section=section,
         betas=train.betas,
-        targets=scaler.transform(targets),
+        targets=scaler.transform(targets)
+        if isinstance(targets, np.ndarray)
+        else StandardisedRows(targets, scaler),
         count=train.count,
         validation_betas=validation.betas,
         validation_targets=scaler.transform(validation_targets),

@@ -6,7 +6,9 @@ test set can enter a mean, a scale or a selection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,18 @@ FEWEST_TRIALS = 20
 CONSTANT = 1e-5
 """A spread below this share of the level is rounding, such as that of a start-of-text embedding."""
 
+ROWS_AT_ONCE = 256
 
-TARGETS_AT_ONCE = 512
+
+class Rows(Protocol):
+    """A matrix that gives float32 slices of its rows: an array, or one that lies on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray:
+        """Return a slice of rows, all columns."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,17 @@ class SessionScaler:
             scale = self.pooled_scale if at is None else self.scale[at]
             result[rows] = (betas[rows] - mean) / scale
         return result
+
+    @staticmethod
+    def join(parts: Sequence[SessionScaler]) -> SessionScaler:
+        """Return the scaler of all voxels from those of consecutive voxels, fitted alike."""
+        return SessionScaler(
+            session=parts[0].session,
+            mean=np.concatenate([part.mean for part in parts], axis=1),
+            scale=np.concatenate([part.scale for part in parts], axis=1),
+            pooled_mean=np.concatenate([part.pooled_mean for part in parts]),
+            pooled_scale=np.concatenate([part.pooled_scale for part in parts]),
+        )
 
     def select(self, voxels: NDArray[np.bool_]) -> SessionScaler:
         """Return the scaler of the voxels in a mask (voxel,)."""
@@ -247,7 +270,24 @@ class TargetScaler:
         return result
 
 
-def fit_target_scaler(targets: NDArray, *, count: Counts | None = None) -> TargetScaler:
+@dataclass(frozen=True)
+class StandardisedRows:
+    """Standardised targets (row, varying dimension) of rows that are read when asked for."""
+
+    targets: Rows
+    scaler: TargetScaler
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and varying dimensions."""
+        return self.targets.shape[0], int(self.scaler.varying.sum())
+
+    def __getitem__(self, rows: slice) -> Floats:
+        """Return a slice of rows, all dimensions."""
+        return self.scaler.transform(self.targets[rows])
+
+
+def fit_target_scaler(targets: Rows, *, count: Counts | None = None) -> TargetScaler:
     """Return the mean and spread of training targets (image, dimension), weighted by repeats.
 
     Raises
@@ -260,7 +300,8 @@ def fit_target_scaler(targets: NDArray, *, count: Counts | None = None) -> Targe
     moments = target_moments(targets, count=count)
     if not moments.varying.any():
         raise InputError(
-            f"none of the {targets.shape[1]} target dimensions varies over {len(targets)} images; "
+            f"none of the {targets.shape[1]} target dimensions varies over {targets.shape[0]} "
+            f"images; "
             f"give the images captions of their own, or set decode.prompt_embeds=null"
         )
     spread = moments.deviation[moments.varying].astype(np.float64)
@@ -281,7 +322,7 @@ class Moments:
     varying: NDArray[np.bool_]
 
 
-def target_moments(targets: NDArray, *, count: Counts | None = None) -> Moments:
+def target_moments(targets: Rows, *, count: Counts | None = None) -> Moments:
     """Return the moments of ``targets`` (image, dimension); the deviation of a constant is 0.
 
     Raises
@@ -289,15 +330,16 @@ def target_moments(targets: NDArray, *, count: Counts | None = None) -> Moments:
     ValueError
         If a target is not finite.
     """
-    share = np.ones(len(targets)) if count is None else np.asarray(count, np.float64)
+    share = np.ones(targets.shape[0]) if count is None else np.asarray(count, np.float64)
     share = share / share.sum()
-    mean, variance = np.empty(targets.shape[1]), np.empty(targets.shape[1])
-    for start in range(0, targets.shape[1], TARGETS_AT_ONCE):
-        part = slice(start, start + TARGETS_AT_ONCE)
-        values = targets[:, part].astype(np.float64)
-        mean[part] = share @ values
-        values -= mean[part]
-        variance[part] = share @ values**2
+    parts = [
+        slice(start, start + ROWS_AT_ONCE) for start in range(0, targets.shape[0], ROWS_AT_ONCE)
+    ]
+    mean, variance = np.zeros(targets.shape[1]), np.zeros(targets.shape[1])
+    for part in parts:  # a few rows at a time: they may be read from disk
+        mean += share[part] @ targets[part].astype(np.float64)
+    for part in parts:
+        variance += share[part] @ (targets[part] - mean) ** 2
     if not np.isfinite(variance).all():
         raise ValueError(
             f"{int((~np.isfinite(variance)).sum())} target dimensions hold NaN or infinity; "

@@ -38,7 +38,7 @@ class SharedTask:
     @property
     def betas(self) -> Floats:
         """Rows of all subjects: the subject's number, then its betas; (row, 1 + widest)."""
-        return _packed([task.betas for task in self.subjects.values()])
+        return _packed([task.betas[:] for task in self.subjects.values()])
 
     @property
     def validation_betas(self) -> Floats:
@@ -48,7 +48,7 @@ class SharedTask:
     @property
     def targets(self) -> Floats:
         """Standardised targets (row, varying dimension)."""
-        return np.concatenate([task.targets for task in self.subjects.values()])
+        return np.concatenate([task.targets[:] for task in self.subjects.values()])
 
     @property
     def validation_targets(self) -> Floats:
@@ -156,7 +156,7 @@ def _rescaled(task: Task, *, to: TargetScaler) -> Task:
     restore = task.target_scaler.restore
     return replace(
         task,
-        targets=to.transform(restore(task.targets)),
+        targets=to.transform(restore(task.targets[:])),
         validation_targets=to.transform(restore(task.validation_targets)),
         target_scaler=to,
     )

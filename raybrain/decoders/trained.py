@@ -307,10 +307,11 @@ def train_ridge(examples: Examples, *, targets: NDArray, section: config.Ridge) 
         True targets of ``examples.image_id``.
     section : config.Ridge
     """
-    averaged = Averaged(betas=examples.betas, image_id=examples.image_id, count=examples.count)
+    betas = examples.betas[:]
+    averaged = Averaged(betas=betas, image_id=examples.image_id, count=examples.count)
     if len(np.unique(examples.image_id)) < len(examples.image_id):
         # The repeats of an image must be left out together; their weighted mean gives the same fit.
-        averaged = average_repeats(examples.betas, image_id=examples.image_id)
+        averaged = average_repeats(betas, image_id=examples.image_id)
         targets = targets[np.unique(examples.image_id, return_index=True)[1]]
     fit = fit_ridge(
         averaged.betas,

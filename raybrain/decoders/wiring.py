@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from raybrain import config
 from raybrain.config import InputError
 from raybrain.decoders.examples import Examples
+from raybrain.decoders.normalisation import ROWS_AT_ONCE, Rows
 from raybrain.decoders.voxel_order import hilbert_order, permuted_order
 
 Wiring = Mapping[str, NDArray]
@@ -91,7 +92,7 @@ def _nodes(names: Sequence[Sequence[str]], examples: Examples, *, kind: str) -> 
     return nodes
 
 
-def node_correlation(betas: NDArray, *, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
+def node_correlation(betas: Rows, *, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return Pearson's r between the mean signals of nodes, 0 on the diagonal.
 
     Parameters
@@ -101,7 +102,12 @@ def node_correlation(betas: NDArray, *, nodes: NDArray[np.int64]) -> NDArray[np.
     nodes : ndarray of int, shape (node, widest)
         Voxels of each node, filled with -1.
     """
-    signal = np.stack([betas[:, row[row >= 0]].mean(axis=1, dtype=np.float64) for row in nodes])
+    members = [row[row >= 0] for row in nodes]
+    parts = []
+    for start in range(0, betas.shape[0], ROWS_AT_ONCE):
+        rows = betas[start : start + ROWS_AT_ONCE]
+        parts.append(np.stack([rows[:, node].mean(axis=1, dtype=np.float64) for node in members]))
+    signal = np.concatenate(parts, axis=1)
     signal -= signal.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(signal, axis=1, keepdims=True)
     signal = np.divide(signal, norm, out=np.zeros_like(signal), where=norm > 0)

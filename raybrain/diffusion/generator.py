@@ -93,8 +93,10 @@ def load_generator(settings: Generator) -> StableDiffusion:
         if dtype != torch.float32:
             _compute_in(dtype, pipeline=pipeline)
         pipeline.to(device)
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
+        # On CPUs, group normalisation of small maps is up to 18 times slower in channels_last.
+        models = [pipeline.vae] if device.type == "cpu" else [pipeline.unet, pipeline.vae]
+        for model in models:
+            model.to(memory_format=torch.channels_last)
         if settings.vae_slicing:
             pipeline.vae.enable_slicing()
         if settings.compile:

@@ -29,6 +29,8 @@ class LatentScores:
     mse_high: float
     mse_of_mean: float
     """What predicting the training mean for every image scores."""
+    mse_of_ridge: float | None
+    """What ridge on the same voxels scores, where it was fitted beside the decoder."""
     identification: float
     """Two-way identification on the flattened target; chance is one half."""
     n: int
@@ -51,6 +53,8 @@ class LatentScores:
             "two_way_chance": 0.5,
             "n": float(self.n),
         }
+        if self.mse_of_ridge is not None:
+            numbers["mse_of_ridge"] = self.mse_of_ridge
         if self.ceiling is not None:
             numbers["r2_ceiling_mean"] = _mean(self.ceiling)
         return {name: value for name, value in numbers.items() if np.isfinite(value)}
@@ -61,6 +65,7 @@ def latent_scores(
     true: NDArray[np.floating],
     predicted: NDArray[np.floating],
     training_mean: NDArray[np.floating],
+    ridge: NDArray[np.floating] | None = None,
     ceiling: NDArray[np.floating] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -73,6 +78,8 @@ def latent_scores(
         (image, ...); trailing axes are flattened into dimensions.
     training_mean
         (...), the prediction that knows nothing of the brain.
+    ridge
+        (image, ...), predictions of ridge on the same voxels, if there are any.
     ceiling
         (...), largest R² that noise leaves possible, if known.
     resamples
@@ -104,14 +111,19 @@ def latent_scores(
         r2=r2,
         pearson=_pearson(truth, guess, varies=varies),
         ceiling=None if ceiling is None else np.asarray(ceiling, dtype=np.float64).reshape(-1),
-        mse=float(error.mean()),
+        mse=_mse(predicted, truth=truth),
         mse_low=float(interval.low),
         mse_high=float(interval.high),
         mse_of_mean=float(from_mean.mean()),
+        mse_of_ridge=None if ridge is None else _mse(ridge, truth=truth),
         identification=float(two_way(seen=truth, reconstructed=guess).mean()),
         n=len(truth),
         constant=int((~varies).sum()),
     )
+
+
+def _mse(predicted: NDArray[np.floating], *, truth: NDArray[np.float64]) -> float:
+    return float(((predicted.reshape(len(truth), -1).astype(np.float64) - truth) ** 2).mean())
 
 
 def _pearson(

@@ -33,6 +33,7 @@ NEAREST_TRAINING = "nearest training"
 SHUFFLED = "shuffled brain"
 CATEGORY_ORACLE = "category oracle"
 SYSTEM = "system"
+RERANKED = "brain reranked"
 CEILING = "ceiling"
 ROW_ORDER = (
     MEAN_IMAGE,
@@ -41,6 +42,7 @@ ROW_ORDER = (
     SHUFFLED,
     CATEGORY_ORACLE,
     SYSTEM,
+    RERANKED,
     CEILING,
 )
 ABOUT = {
@@ -50,6 +52,7 @@ ABOUT = {
     SHUFFLED: "the system's reconstructions, each scored as that of another image",
     CATEGORY_ORACLE: "mean latents with the embedding of the true category, through the generator",
     SYSTEM: "reconstructions from brain activity, each sample scored by itself, then averaged",
+    RERANKED: "of the system's samples, the one whose predicted response fits the brain's best",
     CEILING: "true latents and true embeddings through the same generator",
 }
 SHUFFLES = 5

@@ -226,6 +226,7 @@ _LATENT_NAMES = {
     "r2_median": "R², median",
     "r2_ceiling_mean": "R² ceiling, mean",
     "mse": "MSE",
+    "mse_of_ridge": "MSE of ridge",
     "mse_of_mean": "MSE of the mean",
     "skill": "1 - MSE / MSE of the mean",
     "two_way": "two-way (chance .5)",

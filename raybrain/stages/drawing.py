@@ -47,7 +47,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     pixels = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=settings
     )
-    rows = (SYSTEM, *settings.references)
+    rows = drawn_rows(experiment)
     shape = (settings.samples, pixels, pixels, 3)
     store.create_rows(
         output.folder,
@@ -115,6 +115,11 @@ class Painter:
         )
         store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
         return len(image_ids) * self.experiment.reconstruct.samples
+
+
+def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
+    """Return the rows of the table that the generator draws."""
+    return (SYSTEM, *experiment.reconstruct.references)
 
 
 def targets_of(experiment: Experiment, *, row: str, image_ids: list[str]) -> Targets:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybrain import cluster, outputs, store
-from raybrain.config import Ridge
+from raybrain import cluster, outputs, store, tracking
+from raybrain.config import InputError, Ridge
 from raybrain.decoders import (
+    SharedTask,
     Task,
     TrainedDecoder,
     decoder_from_ridge,
@@ -19,20 +22,29 @@ from raybrain.decoders import (
     gradient_task,
     join_blocks,
     prepare,
+    shared_task,
     solve_block,
     warn_at_edges,
 )
 from raybrain.decoders.ridge import ALPHAS
-from raybrain.stages import Made
+from raybrain.stages import Made, say
 
 if TYPE_CHECKING:
-    from raybrain.config import Decode, Experiment
+    from raybrain.config import Decode, Experiment, NetworkDecoder, Training
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
 
 DECODER = "decoder"
 """Folder of the fitted decoder within the stage's output."""
+OTHERS = "others"
+"""Folder of the decoders of the other subjects that trained with this one."""
+CURVES = "curves.json"
+"""Metric to (epoch, value) pairs of a network's training."""
+REFERENCE = "reference"
+"""Folder of ridge on the same voxels, beside a network."""
+ROWS = "rows.zarr"
+"""Prepared rows of data that exceed the memory, while the network is fitted."""
 TARGETS_PER_TASK = 4096
 """One task of ridge; the penalties of a target do not depend on the other targets."""
 
@@ -41,21 +53,99 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Fit the decoder of the target that ``output`` is named after and save it."""
     target = Path(output.folder).name
     decode = dict(outputs.targets(experiment))[target]
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
-    truth = functools.partial(targets_of, experiment, target, opened)
-    if decode.shuffled:
-        truth = functools.partial(_shuffled, truth=truth, seed=experiment.seed)
-    fit = _fit_ridge if isinstance(decode.decoder, Ridge) else _fit_network
-    decoder = fit(experiment, decode, opened=opened, truth=truth, output=output, run=run)
+    data = _Data.of(experiment, target, decode)
+    others: dict[str, TrainedDecoder] = {}
+    if isinstance(decode.decoder, Ridge):
+        decoder = _fit_ridge(data, section=decode.decoder)
+    elif len(outputs.subjects_of(experiment, decode)) > 1:
+        others = _fit_subjects(data, output=output, run=run)
+        decoder = others.pop(experiment.subject)
+    else:
+        decoder = _fit_network(data, output=output, run=run)
     decoder.save(Path(output.folder) / DECODER)
+    for subject, other in others.items():
+        other.save(Path(output.folder) / OTHERS / subject)
+    if has_reference(experiment, decode, data=data):
+        _fit_ridge(data, section=Ridge()).save(Path(output.folder) / REFERENCE)
     varying = decoder.held_out_r2[decoder.targets.varying]
     run.log_metrics({"held_out_r2": float(varying.mean()), "voxels": int(decoder.voxels.sum())})
     run.set_tags({"target": target, "decoder": decode.decoder.kind})
+    if experiment.tracking.models:
+        _register(data, decoder=decoder, output=output, run=run)
     return Made(
         f"{target}: {decode.decoder.kind} from {decoder.voxels.sum():,} voxels of "
         f"{', '.join(decode.rois)} to {len(decoder.gain):,} dimensions, "
         f"held-out R² {varying.mean():.3f} on training images"
     )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """One target of one subject, before anything is fitted."""
+
+    experiment: Experiment
+    target: str
+    decode: Decode
+    opened: SubjectStore
+    """Training and validation trials."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, target: str, decode: Decode) -> _Data:
+        folder = outputs.subject_store(experiment).folder
+        return cls(experiment, target, decode, store.open_store(folder, splits="training"))
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.opened.mask(self.decode.rois)
+
+    @property
+    def session(self) -> np.ndarray:
+        return self.opened.trials["session"].to_numpy()
+
+    def truth(self, rows: np.ndarray) -> np.ndarray:
+        """Return the targets of images given by row of the store, or for the control others'."""
+        if self.decode.shuffled:
+            rows = np.random.default_rng(self.experiment.seed).permutation(rows)
+        return targets_of(self.experiment, self.target, self.opened, rows)
+
+    @property
+    def gigabytes(self) -> float:
+        """Memory of the raw betas and the targets of all trials."""
+        trials = len(self.opened.trials)
+        return 4e-9 * trials * (int(self.mask.sum()) + self.dimensions)
+
+    @property
+    def dimensions(self) -> int:
+        return self.truth(image_rows(self.opened)[:1]).shape[1]
+
+    @property
+    def exceeds_memory(self) -> bool:
+        return self.gigabytes > self.experiment.training.memory
+
+
+def has_reference(experiment: Experiment, decode: Decode, *, data: _Data | None = None) -> bool:
+    """Return whether ridge is fitted beside the decoder of this target."""
+    if isinstance(decode.decoder, Ridge) or not decode.reference:
+        return False
+    return data is None or not data.exceeds_memory
+
+
+def _register(data: _Data, *, decoder: TrainedDecoder, output: Output, run: Run) -> None:
+    betas = data.opened.first_betas(2, voxels=data.mask)
+    version = tracking.register_decoder(
+        run,
+        Path(output.folder) / DECODER,
+        name=f"{data.experiment.name}-{data.target}",
+        example=betas,
+        dimensions=len(decoder.gain),
+        tags={
+            "seal": output.seal.digest,
+            "dataset": data.experiment.dataset,
+            "subject": data.experiment.subject,
+            "decoder": data.decode.decoder.kind,
+        },
+    )
+    run.set_tags({"model": f"models:/{data.experiment.name}-{data.target}/{version}"})
 
 
 def targets_of(
@@ -70,45 +160,36 @@ def targets_of(
     return values.reshape(len(values), -1)
 
 
-def _shuffled(rows: np.ndarray, *, truth: Any, seed: int) -> np.ndarray:
-    """Return the true targets of ``rows`` in an order that has nothing to do with them."""
-    dealt: np.ndarray = truth(np.random.default_rng(seed).permutation(rows))
-    return dealt
-
-
 def image_rows(opened: SubjectStore) -> np.ndarray:
     """Return for each visible trial the row of its image in the store."""
     return opened.images.loc[opened.trials["image_id"], "row"].to_numpy()
 
 
-def _fit_ridge(
-    experiment: Experiment, decode: Decode, *, opened: SubjectStore, truth: Any, **_: Any
-) -> TrainedDecoder:
+def _fit_ridge(data: _Data, *, section: Ridge) -> TrainedDecoder:
     """Fit on training and validation trials: what is left out in turn chooses the penalties.
 
     Images are left out one by one with their repeats averaged. Where a target stands for a category
     every trial counts, for its repeats are different pictures, and scan runs are left out.
     """
-    assert isinstance(decode.decoder, Ridge)
-    mask = opened.mask(decode.rois)
+    opened, decode, mask = data.opened, data.decode, data.mask
     by_category = opened.attributes["target"] == "category"
     examples = prepare(
         opened.betas(voxels=mask),
-        session=opened.trials["session"].to_numpy(),
+        session=data.session,
         image_id=image_rows(opened),
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
         repeats="trial" if by_category else "average",
     )
-    targets = truth(examples.image_id)
-    factor = factorise(examples.betas, count=examples.count)
-    alphas = decode.decoder.alphas or ALPHAS
+    targets = data.truth(examples.image_id)
+    factor = factorise(examples.betas[:], count=examples.count)
+    alphas = section.alphas or ALPHAS
     folds = opened.trials["run"].to_numpy() if by_category else None
     width = min(TARGETS_PER_TASK, factor.targets_per_block())
     blocks = cluster.map_tasks(
         functools.partial(_solve, factor=factor, alphas=alphas, folds=folds),
         [targets[:, start : start + width] for start in range(0, targets.shape[1], width)],
-        workers=experiment.resources.tasks,
+        workers=data.experiment.resources.tasks,
         description="ridge",
     )
     fitted = join_blocks(blocks, centre=factor.centre)
@@ -117,7 +198,7 @@ def _fit_ridge(
         fitted,
         examples=examples,
         targets=fit_target_scaler(targets, count=examples.count),
-        section=decode.decoder,
+        section=section,
     )
 
 
@@ -125,20 +206,40 @@ def _solve(targets: np.ndarray, *, factor: Any, alphas: Any, folds: Any) -> Any:
     return solve_block(factor, targets=targets, alphas=alphas, folds=folds)
 
 
-def _fit_network(
-    experiment: Experiment,
-    decode: Decode,
-    *,
-    opened: SubjectStore,
-    truth: Any,
-    output: Output,
-    run: Run,
-) -> TrainedDecoder:
+def _fit_network(data: _Data, *, output: Output, run: Run) -> TrainedDecoder:
     """Fit on training trials and stop early on validation images, with Ray Train."""
-    assert not isinstance(decode.decoder, Ridge)
-    mask = opened.mask(decode.rois)
-    betas, rows = opened.betas(voxels=mask), image_rows(opened)
-    session = opened.trials["session"].to_numpy()
+    scratch = f"{output.folder}/{ROWS}"
+    if data.exceeds_memory:
+        say("", f"{data.gigabytes:.1f} GB of {data.target} are streamed: training.memory is less")
+        task = _task_on_disk(data, folder=scratch)
+    else:
+        task = _task(data)
+    parameters = _trained(task, data.experiment, output=output, run=run)
+    store.remove(scratch)
+    return task.finish(_network(task, parameters, seed=data.experiment.seed))
+
+
+def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
+    """Fit one network to several subjects; return a decoder for each."""
+    found = {
+        one.subject: _Data.of(one, data.target, data.decode)
+        for one in outputs.each_subject(data.experiment)
+    }
+    total = sum(one.gigabytes for one in found.values())
+    if total > data.experiment.training.memory:
+        raise InputError(
+            f"{total:.1f} GB of {len(found)} subjects exceed training.memory="
+            f"{data.experiment.training.memory:g}; raise it, or name fewer 'subjects'"
+        )
+    task = shared_task({subject: _task(one) for subject, one in found.items()})
+    parameters = _trained(task, data.experiment, output=output, run=run)
+    return task.finish(_network(task, parameters, seed=data.experiment.seed))
+
+
+def _task(data: _Data) -> Task:
+    """Return the arrays to fit a network on."""
+    opened, decode, mask = data.opened, data.decode, data.mask
+    betas, rows, session = opened.betas(voxels=mask), image_rows(opened), data.session
     train = (opened.trials["split"] == "train").to_numpy()
     examples = prepare(
         betas[train],
@@ -151,14 +252,61 @@ def _fit_network(
         xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
     )
     validation = examples.like(betas[~train], session=session[~train], image_id=rows[~train])
-    task = gradient_task(
+    return gradient_task(
         examples,
-        targets=truth(examples.image_id),
+        targets=data.truth(examples.image_id),
         validation=validation,
-        validation_targets=truth(validation.image_id),
-        section=decode.decoder,
+        validation_targets=data.truth(validation.image_id),
+        section=_network_section(decode),
     )
-    parameters = cluster.train(
+
+
+def _task_on_disk(data: _Data, *, folder: str) -> Task:
+    """Return the same as `_task`, its training rows below ``folder``."""
+    from raybrain.stages.streaming import TargetRows, prepare_on_disk  # imports torch
+
+    examples, validation = prepare_on_disk(
+        data.opened,
+        image_id=image_rows(data.opened),
+        train=(data.opened.trials["split"] == "train").to_numpy(),
+        decode=data.decode,
+        mask=data.mask,
+        dimensions=data.dimensions,
+        folder=folder,
+        memory=data.experiment.training.memory,
+    )
+    rows = examples.image_id
+    if data.decode.shuffled:
+        rows = np.random.default_rng(data.experiment.seed).permutation(rows)
+    truth = functools.partial(targets_of, data.experiment, data.target, data.opened)
+    return gradient_task(
+        examples,
+        targets=TargetRows(truth, rows, data.dimensions),
+        validation=validation,
+        validation_targets=data.truth(validation.image_id),
+        section=_network_section(data.decode),
+    )
+
+
+def _network_section(decode: Decode) -> NetworkDecoder:
+    assert not isinstance(decode.decoder, Ridge)
+    return decode.decoder
+
+
+def _trained(
+    task: Task | SharedTask, experiment: Experiment, *, output: Output, run: Run
+) -> dict[str, np.ndarray]:
+    """Return the weights that Ray Train's workers arrive at, resumed if they were killed."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+
+    def log(metrics: dict[str, Any]) -> None:
+        epoch = metrics["epoch"]
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        run.log_metrics(values, step=epoch)
+        for name, value in values.items():
+            curves.setdefault(name, []).append((epoch, value))
+
+    trained: dict[str, np.ndarray] = cluster.train(
         _network_loop,
         settings={
             "task": cluster.share(task),
@@ -168,18 +316,20 @@ def _fit_network(
         name="checkpoints",
         storage=output.folder,
         workers=experiment.resources.train,
-        on_report=lambda metrics: run.log_metrics(
-            {name: value for name, value in metrics.items() if name != "epoch"},
-            step=metrics["epoch"],
-        ),
+        on_report=log,
     )
-    network = task.build(seed=experiment.seed)
+    Path(output.folder, CURVES).write_text(json.dumps(curves) + "\n")
+    return trained
+
+
+def _network(task: Task | SharedTask, parameters: dict[str, np.ndarray], *, seed: int) -> Any:
     import torch
 
+    network = task.build(seed=seed)
     network.load_state_dict(
         {name: torch.from_numpy(value.copy()) for name, value in parameters.items()}
     )
-    return task.finish(network)
+    return network
 
 
 def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -188,15 +338,18 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
 
     from raybrain import training
 
-    task: Task = settings["task"].get()
+    task: Task | SharedTask = settings["task"].get()
+    chosen: Training = settings["training"]
     network = task.build(seed=settings["seed"]).to(cluster.device())
     with cluster.latest_checkpoint() as folder:
         state = torch.load(folder / "state.pt", weights_only=True) if folder else None
     epochs = training.fit(
         network,
-        train=training.resident(task.betas, targets=task.targets, count=task.count),
+        train=training.feed_of(
+            task.betas, targets=task.targets, count=task.count, memory=chosen.memory
+        ),
         validation=training.resident(task.validation_betas, targets=task.validation_targets),
-        settings=settings["training"],
+        settings=chosen,
         seed=settings["seed"],
         cosine=task.section.cosine,
         contrastive=task.section.contrastive,

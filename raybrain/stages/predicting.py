@@ -11,7 +11,7 @@ from raybrain import outputs, store
 from raybrain.config import InputError
 from raybrain.decoders import load_decoder
 from raybrain.stages import Made
-from raybrain.stages.fitting import DECODER, image_rows
+from raybrain.stages.fitting import DECODER, REFERENCE, image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ESTIMATES = "estimates"
 """Group of the least-squares predictions, which squared errors are computed from."""
+
+RIDGE = "ridge"
+"""Group of the predictions of ridge on the same voxels, where it was fitted beside a network."""
 
 TRIALS = "trials"
 """Group of the least-squares predictions of single trials, in order of acquisition."""
@@ -41,7 +44,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     decoded: dict[str, np.ndarray] = {}
     by_trial: dict[str, np.ndarray] = {}
     for target, decode in outputs.targets(experiment):
-        decoder = load_decoder(Path(outputs.decoder(experiment, target).folder) / DECODER)
+        folder = Path(outputs.decoder(experiment, target).folder)
+        decoder = load_decoder(folder / DECODER)
         betas = opened.betas(voxels=opened.mask(decode.rois))
         session = trials["session"].to_numpy()
         predicted = decoder.predict(betas, session=session, image_id=rows)
@@ -49,6 +53,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         shape = target_shape(experiment, target)
         decoded[target] = predicted.values.reshape(len(image_ids), *shape)
         decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(len(image_ids), *shape)
+        if (folder / REFERENCE).exists():
+            ridge = load_decoder(folder / REFERENCE).predict(betas, session=session, image_id=rows)
+            decoded[f"{RIDGE}/{target}"] = ridge.estimates.reshape(len(image_ids), *shape)
         by_trial[target] = single.estimates.reshape(len(rows), *shape)
     attributes = {"store": subject.seal.digest}
     _write(output.folder, decoded, image_ids=image_ids, attributes=attributes)

@@ -16,12 +16,14 @@ from raybrain.evaluation import (
     MEAN_IMAGE,
     NEAREST_TRAINING,
     RANDOM_TRAINING,
+    RERANKED,
     SYSTEM,
     CategoryScore,
     LatentScores,
 )
-from raybrain.stages import Made, drawing
-from raybrain.stages.predicting import ESTIMATES, TRIALS
+from raybrain.stages import Made, drawing, reranking
+from raybrain.stages.fitting import CURVES
+from raybrain.stages.predicting import ESTIMATES, RIDGE, TRIALS
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
@@ -53,6 +55,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     training_ids = drawing.training_images(experiment)
     seen, training = opened.pixels(image_ids), opened.pixels(training_ids)
     rows = _rows(experiment, image_ids=image_ids, training_ids=training_ids, training=training)
+    if experiment.evaluate.rerank:
+        chosen = reranking.chosen_samples(experiment, test=opened)
+        rows[RERANKED] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
     protocol = evaluation.protocol_named(experiment.evaluate.protocol)
     location = experiment.evaluate.weights
     table = evaluation.score_rows(
@@ -100,8 +105,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         published=evaluation.published_for(
             dataset=experiment.dataset, protocol=protocol.name, images=len(image_ids)
         ),
-        strata=_strata(experiment, table=table, training_ids=training_ids),
+        strata=_strata(experiment, opened=opened, table=table, training_ids=training_ids),
         latents={name: scores.summary() for name, scores in latents.items()},
+        curves=_curves(experiment),
         figures=figures,
         provenance=_provenance(experiment),
     )
@@ -127,12 +133,16 @@ def latent_table(
     for target, _ in outputs.targets(experiment):
         predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
         width = predicted.shape[1]
+        beside = f"{RIDGE}/{target}"
         found[target] = evaluation.latent_scores(
             true=store.read_rows(features, target, image_ids=image_ids)[:, :width],
             predicted=predicted,
             training_mean=store.read_rows(features, target, image_ids=training_ids)[:, :width].mean(
                 axis=0
             ),
+            ridge=store.read_rows(predictions, beside, image_ids=image_ids)
+            if store.has_rows(predictions, beside)
+            else None,
             resamples=experiment.evaluate.bootstrap,
             seed=experiment.seed,
         )
@@ -173,13 +183,50 @@ def _maps(opened: SubjectStore, *, folder: Path) -> dict[str, Path]:
     return {"Noise ceiling of every stored voxel, axial slices": files.png}
 
 
+def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return chart title to line to points: the losses of every network that was trained."""
+    found = {}
+    for target, _ in outputs.targets(experiment):
+        file = Path(outputs.decoder(experiment, target).folder, CURVES)
+        if file.exists():
+            curves = json.loads(file.read_text())
+            found[f"Loss of {target} by epoch (predicting the mean: 1)"] = {
+                "training": curves["train_loss"],
+                "validation": curves["validation_loss"],
+            }
+    return found
+
+
 def _strata(
-    experiment: Experiment, *, table: Table, training_ids: list[str]
+    experiment: Experiment, *, opened: SubjectStore, table: Table, training_ids: list[str]
 ) -> dict[str, tuple[Stratum, ...]]:
-    """Return scores by likeness of the image seen to its nearest training image."""
+    """Return scores by how far the image seen is from what was shown in training.
+
+    By concept, where some test images share theirs with training images and others do not; and by
+    likeness to the nearest training image.
+    """
+    metric = table.protocol.ranking[0]
+    scores = partial(
+        evaluation.scores_by,
+        table,
+        row=SYSTEM,
+        metric=metric,
+        resamples=experiment.evaluate.bootstrap,
+    )
+    found = {}
+    groups = opened.images["group"]
+    known = set(groups[training_ids])
+    labels = [
+        "shown in training" if group in known else "never shown in training"
+        for group in groups[list(table.image_ids)]
+    ]
+    if len(set(labels)) > 1:
+        found["By whether pictures of the same concept were shown in training"] = scores(
+            labels=labels
+        )
     parts = min(10, len(table.image_ids) // STRATUM)
     if parts < 2:
-        return {}
+        return found
     features = outputs.features(experiment).folder
     target, _ = outputs.targets(experiment)[0]
     likeness = evaluation.likeness_to_training(
@@ -187,11 +234,10 @@ def _strata(
         training=store.read_rows(features, target, image_ids=training_ids),
     )
     labels = evaluation.quantile_labels(likeness, parts=parts)
-    metric = table.protocol.ranking[0]
-    found = evaluation.scores_by(
-        table, labels=labels, row=SYSTEM, metric=metric, resamples=experiment.evaluate.bootstrap
+    found[f"By likeness to the nearest training image (r of their {target})"] = scores(
+        labels=labels
     )
-    return {f"By likeness to the nearest training image (r of their {target})": found}
+    return found
 
 
 def _rows(
@@ -212,7 +258,7 @@ def _rows(
         RANDOM_TRAINING: training[at_random],
         NEAREST_TRAINING: training[_nearest(experiment, training_ids=training_ids)][:, None],
     }
-    for name in (drawing.SYSTEM, *experiment.reconstruct.references):
+    for name in drawing.drawn_rows(experiment):
         rows[ROW_NAMES[name]] = store.read_rows(drawn, name, image_ids=image_ids)
     return rows
 
@@ -233,13 +279,14 @@ def _nearest(experiment: Experiment, *, training_ids: list[str]) -> np.ndarray:
 
 def _latent_text(latents: dict[str, LatentScores]) -> str:
     lines = [
-        f"{'decoded target':<16}{'MSE':>10}{'of mean':>10}{'R²':>8}{'r':>8}{'two-way':>9}"
-        f"{'chance':>8}{'n':>6}"
+        f"{'decoded target':<16}{'MSE':>10}{'of ridge':>10}{'of mean':>10}{'R²':>8}{'r':>8}"
+        f"{'two-way':>9}{'chance':>8}{'n':>6}"
     ]
     for target, scores in latents.items():
         numbers = scores.summary()
+        ridge = f"{numbers['mse_of_ridge']:.4f}" if "mse_of_ridge" in numbers else "–"  # noqa: RUF001
         lines.append(
-            f"{target:<16}{numbers['mse']:>10.4f}{numbers['mse_of_mean']:>10.4f}"
+            f"{target:<16}{numbers['mse']:>10.4f}{ridge:>10}{numbers['mse_of_mean']:>10.4f}"
             f"{numbers['r2_mean']:>8.3f}{numbers['pearson_mean']:>8.3f}"
             f"{numbers['two_way']:>9.1%}{'50%':>8}{scores.n:>6}"
         )

@@ -320,7 +320,7 @@ def _fit(
     size = float(sum(parameter.numel() for parameter in network.parameters()))
     for epoch in training.fit(
         network,
-        train=training.resident(task.betas, targets=task.targets, count=task.count),
+        train=training.resident(task.betas[:], targets=task.targets[:], count=task.count),
         validation=training.resident(task.validation_betas, targets=task.validation_targets),
         settings=tried.training,
         seed=seed,
@@ -384,7 +384,7 @@ def _examples(
 @functools.lru_cache(maxsize=2)
 def _factor(*chosen: Any) -> Factor:
     examples, _ = _examples(*chosen)
-    return factorise(examples.betas, count=examples.count)
+    return factorise(examples.betas[:], count=examples.count)
 
 
 def _truth(data: Shared[_Data], target: str, rows: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ environment.
 """
 
 from raybrain.tracking.address import ui_command
+from raybrain.tracking.models import register_decoder
 from raybrain.tracking.runs import Run, Tracker, open_tracker
 from raybrain.tracking.studies import StudyLog
 
-__all__ = ["Run", "StudyLog", "Tracker", "open_tracker", "ui_command"]
+__all__ = ["Run", "StudyLog", "Tracker", "open_tracker", "register_decoder", "ui_command"]

@@ -30,6 +30,7 @@ METRICS_PER_BATCH = 1000  # MLflow's limits
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
+LONGEST_DIGEST = 36
 
 
 def open_tracker(settings: Tracking, *, workspace: str) -> Tracker:
@@ -97,6 +98,25 @@ class Run:
     def log_text(self, text: str, path: str) -> None:
         """Keep ``text`` as a file of the run."""
         self.client.log_text(self.run_id, text, path)
+
+    def log_dataset(self, name: str, *, digest: str, source: str) -> None:
+        """Record what the run was made from.
+
+        Parameters
+        ----------
+        name : str
+            Dataset and subject.
+        digest : str
+            Of the sealed store; MLflow keeps its first 36 characters.
+        source : str
+            Folder or URL of the dataset.
+        """
+        from mlflow.entities import Dataset, DatasetInput
+
+        dataset = Dataset(
+            name=name, digest=digest[:LONGEST_DIGEST], source_type="local", source=source
+        )
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset=dataset)])
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; earlier values of the same names are replaced."""

@@ -1,6 +1,15 @@
 """Fitting networks: one torch loop, the feeds it reads and the losses it minimises."""
 
-from raybrain.training.feeds import Batch, Feed, Resident, Streamed, resident, streamed
+from raybrain.training.feeds import (
+    Batch,
+    Feed,
+    Resident,
+    Streamed,
+    chunk_rows,
+    feed_of,
+    resident,
+    streamed,
+)
 from raybrain.training.loop import Epoch, State, fit
 
 __all__ = [
@@ -10,6 +19,8 @@ __all__ = [
     "Resident",
     "State",
     "Streamed",
+    "chunk_rows",
+    "feed_of",
     "fit",
     "resident",
     "streamed",

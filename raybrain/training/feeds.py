@@ -18,6 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raybrain.decoders.normalisation import Rows
+
+CHUNKS_IN_MEMORY = 16
+"""Rows are shuffled within half of them; the other half is being read."""
+MOST_ROWS_PER_CHUNK = 256
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -94,6 +100,43 @@ def resident(inputs: NDArray, *, targets: NDArray, count: NDArray | None = None)
             raise ValueError(f"{name} hold NaN or infinity; remake them")
     weight = np.ones(len(inputs)) if count is None else count / np.mean(count)
     return Resident(_shared(inputs), _shared(targets), torch.from_numpy(weight.astype(np.float32)))
+
+
+def feed_of(betas: Rows, *, targets: Rows, count: NDArray, memory: float) -> Resident | Streamed:
+    """Return a feed over prepared rows: resident where they are arrays, else streamed from disk.
+
+    Parameters
+    ----------
+    betas : shape (row, voxel)
+    targets : shape (row, dimension)
+    count : ndarray of int, shape (row,)
+        Repeats in a row, its weight.
+    memory : float
+        Gigabytes that streamed rows may take.
+    """
+    if isinstance(betas, np.ndarray) and isinstance(targets, np.ndarray):
+        return resident(betas, targets=targets, count=count)
+    rows = betas.shape[0]
+    row_bytes = 4 * (betas.shape[1] + targets.shape[1])
+    available = int(memory * 1e9)
+    size = chunk_rows(row_bytes, memory=available)
+    weight = (count / np.mean(count)).astype(np.float32)
+
+    def read(number: int) -> Batch:
+        part = slice(number * size, min((number + 1) * size, rows))
+        return Batch(
+            torch.from_numpy(np.asarray(betas[part], np.float32)),
+            torch.from_numpy(np.asarray(targets[part], np.float32)),
+            torch.from_numpy(weight[part]),
+        )
+
+    sizes = [min(size, rows - start) for start in range(0, rows, size)]
+    return streamed(read, sizes=sizes, row_bytes=row_bytes, memory=available)
+
+
+def chunk_rows(row_bytes: int, *, memory: int) -> int:
+    """Return how many rows to store and read together: several chunks should fit into memory."""
+    return int(np.clip(memory // (CHUNKS_IN_MEMORY * row_bytes), 1, MOST_ROWS_PER_CHUNK))
 
 
 def _shared(array: NDArray) -> Tensor:

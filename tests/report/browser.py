@@ -39,6 +39,9 @@ class Browser:
     def open(self, path):
         self._ask("POST", "/url", {"url": Path(path).resolve().as_uri()})
 
+    def go(self, address):
+        self._ask("POST", "/url", {"url": address})
+
     def run(self, script, *arguments):
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 

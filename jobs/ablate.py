@@ -1,0 +1,8 @@
+"""python jobs/ablate.py EXPERIMENT.yaml [address=value ...]: for `ray job submit`."""
+
+import sys
+
+from raybrain.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["ablate", *sys.argv[1:]]))

@@ -1,0 +1,47 @@
+"""``export``: every reconstruction as a PNG file of its own."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from raybrain import cluster, outputs, store
+from raybrain.stages import Made
+from raybrain.stages.drawing import drawn_rows
+
+if TYPE_CHECKING:
+    from raybrain.config import Experiment
+    from raybrain.outputs import Output
+    from raybrain.store import Block
+    from raybrain.tracking import Run
+
+
+def work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Write ``<row>/<image_id>_<sample>.png`` for every row of the reconstructions."""
+    drawn = outputs.reconstructions(experiment).folder
+    images = len(store.row_ids(drawn))
+    written = 0
+    for row in drawn_rows(experiment):
+        Path(output.folder, row).mkdir(exist_ok=True)
+        written += sum(
+            cluster.map_tasks(
+                functools.partial(_write, drawn=drawn, row=row, folder=output.folder),
+                store.blocks(images, size=store.IMAGES_PER_CHUNK),
+                workers=experiment.resources.tasks,
+                description=f"export {row}",
+            )
+        )
+    return Made(f"{written:,} PNG files")
+
+
+def _write(block: Block, *, drawn: str, row: str, folder: str) -> int:
+    image_ids = store.row_ids(drawn)[block.start : block.stop]
+    pictures = store.read_rows(drawn, row, image_ids=image_ids)
+    for image_id, samples in zip(image_ids, pictures, strict=True):
+        name = image_id.replace("/", "_")  # an id of one's own data may be a path
+        for number, pixels in enumerate(samples):
+            Image.fromarray(pixels).save(Path(folder, row, f"{name}_{number}.png"))
+    return pictures.shape[0] * pictures.shape[1]

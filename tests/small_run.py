@@ -1,0 +1,87 @@
+"""A small experiment, run once from end to end: what tests of stages and of faults start from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from raybrain import cli, config, outputs, store
+from raybrain.config import Experiment
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tmp_path_factory) -> Path:
+    from tests.diffusion.generators import write_tiny_generator  # torch, which few tests need
+
+    folder = tmp_path_factory.mktemp("experiment")
+    write_tiny_generator(folder / "generator")
+    tree = {
+        "name": "small",
+        "dataset": "simulated",
+        "subject": "subj01",
+        "workspace": str(folder / "workspace"),
+        "on_change": "replace",
+        "simulation": {
+            "grid": [12, 12, 10],
+            "early_voxels": 120,
+            "ventral_voxels": 80,
+            "objects": 48,
+            "test_images": 10,
+            "trials_per_session": 40,
+            "image_size": 32,
+        },
+        "generator": {"checkpoint": str(folder / "generator")},
+        "decode": {
+            "latents": {"rois": ["early"]},
+            "prompt_embeds": {
+                "rois": ["ventral"],
+                "decoder": {"kind": "residual_mlp", "width": 16, "depth": 1},
+            },
+        },
+        "training": {"epochs": 3, "batch_size": 16},
+        "reconstruct": {"steps": 4, "samples": 2, "strength": 0.5, "guidance": 2.0},
+        "evaluate": {"bootstrap": 200},
+        "resources": {"tasks": {"max": 2}, "generate": {"max": 2}},
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def load_experiment(file: Path, *assignments: str) -> Experiment:
+    return config.load(file, assignments, schema=Experiment)
+
+
+def outputs_of(experiment: Experiment) -> dict[str, outputs.Output]:
+    found = [
+        outputs.simulated(experiment),
+        outputs.subject_store(experiment),
+        outputs.features(experiment),
+        *(outputs.decoder(experiment, target) for target, _ in outputs.targets(experiment)),
+        outputs.predictions(experiment),
+        outputs.reconstructions(experiment),
+        outputs.report(experiment),
+    ]
+    return {output.folder: output for output in found}
+
+
+@pytest.fixture(scope="session")
+def finished(experiment_file) -> Experiment:
+    assert cli.main(["run", str(experiment_file)]) == 0
+    return load_experiment(experiment_file)
+
+
+def contents_of(experiment: Experiment) -> dict[str, np.ndarray]:
+    predictions = outputs.predictions(experiment).folder
+    drawn = outputs.reconstructions(experiment).folder
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+    everything = np.ones(len(opened.voxels), bool)
+    return {
+        "betas": opened.betas(voxels=everything),
+        "latents": store.read_rows(outputs.features(experiment).folder, "latents"),
+        "predicted latents": store.read_rows(predictions, "latents"),
+        "predicted embeddings": store.read_rows(predictions, "prompt_embeds"),
+        "system": store.read_rows(drawn, "system"),
+        "ceiling": store.read_rows(drawn, "ceiling"),
+    }
