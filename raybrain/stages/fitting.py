@@ -57,6 +57,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     others: dict[str, TrainedDecoder] = {}
     if isinstance(decode.decoder, Ridge):
         decoder = _fit_ridge(data, section=decode.decoder)
+        warn_at_edges(decoder.parameters["alpha"], alphas=decode.decoder.alphas or ALPHAS)
     elif len(outputs.subjects_of(experiment, decode)) > 1:
         others = _fit_subjects(data, output=output, run=run)
         decoder = others.pop(experiment.subject)
@@ -193,7 +194,6 @@ def _fit_ridge(data: _Data, *, section: Ridge) -> TrainedDecoder:
         description="ridge",
     )
     fitted = join_blocks(blocks, centre=factor.centre)
-    warn_at_edges(fitted.alpha, alphas=alphas)
     return decoder_from_ridge(
         fitted,
         examples=examples,

@@ -64,6 +64,7 @@ def artifacts_of(uri: str, *, workspace: str) -> str | None:
 def client_of(uri: str) -> MlflowClient:
     """Return a client of a database that exists and has answered; one per process."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -17,7 +17,8 @@ class DecoderModel(mlflow.pyfunc.PythonModel):
 
         self.decoder = load_decoder(context.artifacts["decoder"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # MLflow reads hints of the input as its signature, which it has got already.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return the decoded target of every trial.
 
         ``params["session"]`` is the scan session of all trials, whose own mean and scale are used

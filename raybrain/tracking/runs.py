@@ -22,6 +22,8 @@ PARENT = "mlflow.parentRunId"
 NAME = "raybrain.experiment"
 SUBJECT = "raybrain.subject"
 STAGE = "raybrain.stage"
+KIND = "mlflow.experimentKind"
+"""Which of its two sets of pages MLflow shows: those of training, not those of chat agents."""
 STUDY = "raybrain.study"
 CANDIDATE = "raybrain.candidate"
 OWNER = "raybrain.owner"
@@ -263,7 +265,9 @@ class Tracker:
         if found is None:
             location = None if self.artifacts is None else f"{self.artifacts}/{dataset}"
             try:
-                return self.client.create_experiment(dataset, artifact_location=location)
+                return self.client.create_experiment(
+                    dataset, artifact_location=location, tags={KIND: "custom_model_development"}
+                )
             except MlflowException:
                 found = self.client.get_experiment_by_name(dataset)  # another process was faster
                 if found is None:
