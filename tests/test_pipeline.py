@@ -1,6 +1,7 @@
 """The whole path at small sizes, killed and started again."""
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -58,6 +59,11 @@ def test_a_run_seals_every_output_and_ends_with_table_and_gallery(finished):
     table = (report / "scores.txt").read_text()
     for row in ("mean image", "nearest training", "shuffled brain", "system", "ceiling"):
         assert row in table
+    for line in ("latents single trials", "retrieval by latents among 10"):
+        assert line in table
+    numbers = json.loads((report / "decoders.json").read_text())
+    assert 0 < numbers["latents"]["r2_ceiling_mean"] < 1
+    assert numbers["latents single trials"]["n"] == 3 * numbers["latents"]["n"]
     assert (report / "gallery.html").stat().st_size > 10_000
 
 

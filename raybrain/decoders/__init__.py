@@ -7,6 +7,7 @@ from raybrain.decoders.normalisation import (
     Rows,
     SessionScaler,
     fit_target_scaler,
+    noise_ceiling,
 )
 from raybrain.decoders.ridge import (
     factorise,
@@ -45,6 +46,7 @@ __all__ = [
     "grouped_folds",
     "join_blocks",
     "load_decoder",
+    "noise_ceiling",
     "prepare",
     "shared_task",
     "solve_block",

@@ -23,7 +23,7 @@ from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
 from raybrain.evaluation.protocols import PROTOCOLS, protocol_named
 from raybrain.evaluation.published import Published, published_for
-from raybrain.evaluation.retrieval import Retrieval, retrieval
+from raybrain.evaluation.retrieval import POOL, Retrieval, retrieval
 from raybrain.evaluation.scoring import (
     ABOUT,
     CATEGORY_ORACLE,
@@ -46,6 +46,7 @@ __all__ = [
     "CEILING",
     "MEAN_IMAGE",
     "NEAREST_TRAINING",
+    "POOL",
     "PROTOCOLS",
     "RANDOM_TRAINING",
     "RERANKED",

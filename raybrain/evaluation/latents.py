@@ -21,7 +21,8 @@ class LatentScores:
     """(dimension,) correlation over images; NaN if the truth is constant, 0 if the prediction is.
     Chance is 0."""
     ceiling: NDArray[np.float64] | None
-    """(dimension,) the largest R² that noise in the brain leaves possible, where it is known."""
+    """(dimension,) the share of the predictions' variance that repeats of an image agree on, where
+    there are repeats: noise leaves no larger R², and no correlation above its square root."""
     mse: float
     """Mean over images and dimensions."""
     mse_low: float
@@ -81,7 +82,7 @@ def latent_scores(
     ridge
         (image, ...), predictions of ridge on the same voxels, if there are any.
     ceiling
-        (...), largest R² that noise leaves possible, if known.
+        (dimension,), the largest R² that noise leaves possible, if known.
     resamples
         Of the images, for the interval of the MSE.
     seed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybrain import cluster, evaluation, outputs, report, store
+from raybrain.decoders import noise_ceiling
 from raybrain.evaluation import (
     CATEGORY_ORACLE,
     CEILING,
@@ -37,6 +38,7 @@ GALLERY = "gallery.html"
 GRID = "grid.png"
 SCORES = "scores.npz"
 GRID_IMAGES = 20
+SINGLE = " single trials"
 STRATUM = 20
 """Test images in a stratum, at least, when they are divided by likeness to training images."""
 ROW_NAMES = {
@@ -76,7 +78,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         ),
     )
     latents = latent_table(experiment, image_ids=image_ids, training_ids=training_ids)
-    text = f"{table.to_text()}\n\n{_latent_text(latents)}\n"
+    retrieved = retrieval_scores(experiment, image_ids=image_ids)
+    text = f"{table.to_text()}\n\n{_latent_text(latents, retrieved=retrieved)}\n"
     categories = (
         category_scores(experiment, opened) if opened.attributes["target"] == "category" else {}
     )
@@ -113,6 +116,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
     _log(experiment, run, table=table, latents=latents, folder=folder)
+    run.log_metrics(retrieved)
     for target, score in categories.items():
         run.log_metrics(
             {
@@ -126,26 +130,65 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 def latent_table(
     experiment: Experiment, *, image_ids: list[str], training_ids: list[str]
 ) -> dict[str, LatentScores]:
-    """Return the scores of every decoded target beside predicting its training mean."""
+    """Return the scores of every decoded target beside its training mean, by name.
+
+    From the mean over an image's repeats, and from single trials where there are repeats; then the
+    first stand beside the share of their variance that repeats agree on.
+    """
     features = outputs.features(experiment).folder
     predictions = outputs.predictions(experiment).folder
+    trials = f"{predictions}/{TRIALS}"
+    trial_ids = store.row_ids(trials)
+    scores = partial(
+        evaluation.latent_scores,
+        resamples=experiment.evaluate.bootstrap,
+        seed=experiment.seed,
+    )
     found = {}
     for target, _ in outputs.targets(experiment):
         predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
         width = predicted.shape[1]
         beside = f"{RIDGE}/{target}"
-        found[target] = evaluation.latent_scores(
+        training = store.read_rows(features, target, image_ids=training_ids)[:, :width]
+        mean = training.mean(axis=0)
+        shown, image_of_trial = np.unique(trial_ids, return_inverse=True)
+        repeated = len(trial_ids) > len(shown)
+        single = store.read_rows(trials, target)
+        found[target] = scores(
             true=store.read_rows(features, target, image_ids=image_ids)[:, :width],
             predicted=predicted,
-            training_mean=store.read_rows(features, target, image_ids=training_ids)[:, :width].mean(
-                axis=0
-            ),
+            training_mean=mean,
             ridge=store.read_rows(predictions, beside, image_ids=image_ids)
             if store.has_rows(predictions, beside)
             else None,
-            resamples=experiment.evaluate.bootstrap,
-            seed=experiment.seed,
+            ceiling=noise_ceiling(single.reshape(len(single), -1), image_id=image_of_trial)
+            if repeated
+            else None,
         )
+        if repeated:
+            found[f"{target}{SINGLE}"] = scores(
+                true=store.read_rows(features, target, image_ids=trial_ids)[:, :width],
+                predicted=single,
+                training_mean=mean,
+            )
+    return found
+
+
+def retrieval_scores(experiment: Experiment, *, image_ids: list[str]) -> dict[str, float]:
+    """Return top-1 retrieval by every decoded target, both ways, raw and centred."""
+    features = outputs.features(experiment).folder
+    predictions = outputs.predictions(experiment).folder
+    pool = min(evaluation.POOL, len(image_ids))
+    found = {}
+    for target, _ in outputs.targets(experiment):
+        predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
+        true = store.read_rows(features, target, image_ids=image_ids)[:, : predicted.shape[1]]
+        for centred in (False, True):
+            score = evaluation.retrieval(predicted=predicted, true=true, pool=pool, centred=centred)
+            how = "centred" if centred else "raw"
+            name = f"{target}.retrieval_of_{pool}"
+            found[f"{name}.brain_to_image.{how}"] = float(score.brain_to_image.mean())
+            found[f"{name}.image_to_brain.{how}"] = float(score.image_to_brain.mean())
     return found
 
 
@@ -277,19 +320,35 @@ def _nearest(experiment: Experiment, *, training_ids: list[str]) -> np.ndarray:
     )
 
 
-def _latent_text(latents: dict[str, LatentScores]) -> str:
+def _latent_text(latents: dict[str, LatentScores], *, retrieved: dict[str, float]) -> str:
     lines = [
-        f"{'decoded target':<16}{'MSE':>10}{'of ridge':>10}{'of mean':>10}{'R²':>8}{'r':>8}"
+        f"{'decoded target':<28}{'MSE':>9}{'of ridge':>9}{'of mean':>9}{'R²':>8}{'≤':>7}{'r':>7}"
         f"{'two-way':>9}{'chance':>8}{'n':>6}"
     ]
     for target, scores in latents.items():
         numbers = scores.summary()
-        ridge = f"{numbers['mse_of_ridge']:.4f}" if "mse_of_ridge" in numbers else "–"  # noqa: RUF001
+        ridge, most = (
+            f"{numbers[name]:.{digits}f}" if name in numbers else "–"  # noqa: RUF001
+            for name, digits in (("mse_of_ridge", 4), ("r2_ceiling_mean", 3))
+        )
         lines.append(
-            f"{target:<16}{numbers['mse']:>10.4f}{ridge:>10}{numbers['mse_of_mean']:>10.4f}"
-            f"{numbers['r2_mean']:>8.3f}{numbers['pearson_mean']:>8.3f}"
+            f"{target:<28}{numbers['mse']:>9.4f}{ridge:>9}{numbers['mse_of_mean']:>9.4f}"
+            f"{numbers['r2_mean']:>8.3f}{most:>7}{numbers['pearson_mean']:>7.3f}"
             f"{numbers['two_way']:>9.1%}{'50%':>8}{scores.n:>6}"
         )
+    if any(scores.ceiling is not None for scores in latents.values()):
+        lines.append("≤: share of the predictions' variance that repeats of an image agree on")
+    targets = dict.fromkeys(name.split(".")[0] for name in retrieved)
+    for target in targets:
+        pool = next(name for name in retrieved if name.startswith(target)).split(".")[1]
+        both = (
+            f"{way.replace('_to_', ' to ')} {retrieved[f'{target}.{pool}.{way}.raw']:.1%} "
+            f"(centred {retrieved[f'{target}.{pool}.{way}.centred']:.1%})"
+            for way in ("brain_to_image", "image_to_brain")
+        )
+        candidates = int(pool.rpartition("_")[2])
+        chance = f"chance {1 / candidates:.1%}"
+        lines.append(f"retrieval by {target} among {candidates}: {', '.join(both)}; {chance}")
     return "\n".join(lines)
 
 
@@ -307,7 +366,8 @@ def _log(
         metrics[key] = score.value
         metrics[f"{key}.low"], metrics[f"{key}.high"] = score.low, score.high
     for target, scores in latents.items():
-        metrics |= {f"{target}.{name}": value for name, value in scores.summary().items()}
+        name = target.replace(" ", "_")
+        metrics |= {f"{name}.{key}": value for key, value in scores.summary().items()}
     run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
     # Artifacts leave this machine; stimuli may do so only under a licence or to a private server.
     licence = outputs.dataset_entry(experiment).licence
