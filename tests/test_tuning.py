@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -392,6 +393,29 @@ def test_a_search_in_which_everything_fails_ends_soon(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
+def test_what_one_worker_made_all_others_find(tmp_path):
+    with cluster.connect():
+        shelf = cluster.shelf()
+        found = cluster.map_tasks(
+            functools.partial(from_shelf, shelf=shelf, folder=tmp_path),
+            [(key, number) for number in range(3) for key in ("a", "b")],
+            workers=Workers(),
+            description="shelf",
+        )
+    assert found == [("a", 100.0), ("b", 100.0)] * 3
+    assert len(list(tmp_path.iterdir())) == 2  # one after the other, each was made once
+
+
+def from_shelf(item, *, shelf, folder):
+    key, number = item
+
+    def make():
+        (folder / f"{key}-{number}").touch()
+        return np.ones(100)
+
+    return key, float(shelf.get(key, make).sum())
+
+
 def test_the_best_are_fitted_again_with_other_seeds(tmp_path):
     tuning = Tuning(space={"x": {"low": -1.0, "high": 1.0}}, top=2, seeds=3)
     outcomes = [

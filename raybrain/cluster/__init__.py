@@ -7,7 +7,7 @@ from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect, slots
-from raybrain.cluster.share import Shared, share
+from raybrain.cluster.share import Shared, Shelf, share, shelf
 from raybrain.cluster.space import assignments, check_space, default_settings, with_settings
 from raybrain.cluster.study import Candidate, Event, Outcome, storage_of
 from raybrain.cluster.tasks import map_tasks
@@ -23,6 +23,7 @@ __all__ = [
     "Progress",
     "Refit",
     "Shared",
+    "Shelf",
     "assignments",
     "check_space",
     "connect",
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "search",
     "share",
+    "shelf",
     "slots",
     "storage_of",
     "train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -31,3 +32,43 @@ def share(value: Value) -> Shared[Value]:
     if not ray.is_initialized():
         raise RuntimeError("sharing needs a connection; call this inside 'with cluster.connect()'")
     return Shared(ray.put(value))
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Values that the first worker to need one makes, and all others find in the object store."""
+
+    keeper: Any
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Return the value of ``key``, made by ``make()`` if nobody has made it yet.
+
+        Two workers that ask at the same time may both make it. Arrays in it are read-only.
+        """
+        import ray
+
+        found = ray.get(self.keeper.find.remote(key))
+        if not found:
+            # Owned by the keeper, it outlives the worker that made it.
+            found = [ray.put(make(), _owner=self.keeper)]
+            ray.get(self.keeper.keep.remote(key, found))
+        value: Value = ray.get(found[0])
+        return value
+
+
+class _ShelfKeeper:
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, list[Any]] = {}
+
+    def find(self, key: Hashable) -> list[Any]:
+        return self._kept.get(key, [])
+
+    def keep(self, key: Hashable, references: list[Any]) -> None:
+        self._kept.setdefault(key, references)
+
+
+def shelf() -> Shelf:
+    """Return an empty shelf, to be handed to any number of workers while the connection is open."""
+    import ray
+
+    return Shelf(ray.remote(_ShelfKeeper).options(num_cpus=0).remote())

@@ -22,6 +22,8 @@ ERROR = "error"
 SECONDS = "seconds"
 SEED = "seed"
 SPACE = "space"
+RANDOM_CANDIDATES = 5
+"""Drawn at random before TPE has something to go by."""
 State = Literal["complete", "pruned", "failed"]
 
 
@@ -306,8 +308,11 @@ def _sampler(tuning: Tuning, *, seed: int) -> optuna.samplers.BaseSampler:
     from optuna import samplers
 
     if tuning.sampler == "tpe":
-        # Candidates that still run count as bad ones, so that parallel ones differ.
-        return samplers.TPESampler(seed=seed, constant_liar=True)
+        # Candidates that still run count as bad ones, so that parallel ones differ. Searches here
+        # have tens of candidates: 10 random ones first, Optuna's default, would be too many.
+        return samplers.TPESampler(
+            seed=seed, constant_liar=True, n_startup_trials=RANDOM_CANDIDATES
+        )
     if tuning.sampler == "nsga2":
         return samplers.NSGAIISampler(seed=seed)
     return samplers.RandomSampler(seed=seed)

@@ -30,6 +30,8 @@ def describe(experiment: Experiment) -> str:
         lambda: outputs.reconstructions(experiment),
         lambda: outputs.report(experiment),
     ]
+    if experiment.tuning is not None:
+        makers.insert(-3 - len(outputs.targets(experiment)), lambda: outputs.tuning(experiment))
     following = None
     for make in makers:
         try:
@@ -42,7 +44,7 @@ def describe(experiment: Experiment) -> str:
         found = seal.status(output.folder, wanted=output.seal)
         detail = f" ({'; '.join(found.differences)})" if found.differences else ""
         lines.append(f"{output.stage:<{STAGE_COLUMN}}{found.state:<12}{output.folder}{detail}")
-        if found.state != "sealed" and following is None:
+        if found.state != "sealed" and following is None and output.stage != "tune":
             following = output.stage
     lines.append(
         f"{'next':<{STAGE_COLUMN}}{f'raybrain {following}' if following else 'all is done'}"

@@ -26,12 +26,11 @@ from raybrain.decoders import (
 from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
-from raybrain.decoders.ridge_factor import Factor
 from raybrain.stages import Made
 from raybrain.stages.fitting import image_rows, targets_of
 
 if TYPE_CHECKING:
-    from raybrain.cluster import Candidate, Outcome, Refit, Shared
+    from raybrain.cluster import Candidate, Outcome, Refit, Shared, Shelf
     from raybrain.outputs import Output
     from raybrain.tracking import Run
 
@@ -95,7 +94,10 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     run.set_tags({"study": name, "study.storage": storage.rpartition("@")[2]})
     loop = functools.partial(
-        fit_candidate, experiment=experiment, data=cluster.share(_data(experiment))
+        fit_candidate,
+        experiment=experiment,
+        data=cluster.share(_data(experiment)),
+        shelf=cluster.shelf(),
     )
     workers = experiment.resources.tune
     checkpoints = str(folder / "checkpoints")
@@ -232,9 +234,11 @@ def _values(experiment: Experiment, address: str, own: Any, *, flat: bool = Fals
 
 
 def fit_candidate(
-    candidate: Candidate, *, experiment: Experiment, data: Shared[_Data]
+    candidate: Candidate, *, experiment: Experiment, data: Shared[_Data], shelf: Shelf
 ) -> dict[str, float]:
     """Fit the searched targets of one candidate, an epoch of each in turn.
+
+    Factors of ridge, which depend on the voxels alone, are made once and kept on ``shelf``.
 
     Returns
     -------
@@ -252,7 +256,15 @@ def fit_candidate(
     epoch: int = saved.get("epoch", 0)
     best: dict[str, float] = dict(saved.get("best", {}))
     fits = {
-        target: _fit(tried, target, decodes[target], data=data, seed=candidate.seed, state=state)
+        target: _fit(
+            tried,
+            target,
+            decodes[target],
+            data=data,
+            shelf=shelf,
+            seed=candidate.seed,
+            state=state,
+        )
         for target in searched_targets(experiment)
         if (state := saved.get("states", {}).get(target)) is not None or not saved
     }
@@ -297,6 +309,7 @@ def _fit(
     decode: Decode,
     *,
     data: Shared[_Data],
+    shelf: Shelf,
     seed: int,
     state: State | None,
 ) -> Iterator[tuple[float, float, Any]]:
@@ -304,7 +317,7 @@ def _fit(
     chosen = (data, target, decode.rois, decode.min_noise_ceiling)
     if isinstance(decode.decoder, Ridge):
         repeats = _RIDGE_REPEATS[data.get().by_category]
-        yield _ridge(*chosen, repeats, decode.decoder.alphas or ALPHAS)
+        yield _ridge(*chosen, repeats, decode.decoder.alphas or ALPHAS, shelf=shelf)
         return
     from raybrain import training
 
@@ -340,10 +353,15 @@ def _ridge(
     min_noise_ceiling: float,
     repeats: Repeats,
     alphas: Sequence[float],
+    *,
+    shelf: Shelf,
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
     examples, validation = _examples(data, target, rois, min_noise_ceiling, repeats)
-    factor = _factor(data, target, rois, min_noise_ceiling, repeats)
+    factor = shelf.get(
+        ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats),
+        lambda: factorise(examples.betas[:], count=examples.count),
+    )
     targets = _truth(data, target, examples.image_id)
     runs = data.get().responses[target, repeats].runs
     block = solve_block(factor, targets=targets, alphas=tuple(alphas), folds=runs)
@@ -379,12 +397,6 @@ def _examples(
         image_id=validation.image_id,
         count=validation.count,
     )
-
-
-@functools.lru_cache(maxsize=2)
-def _factor(*chosen: Any) -> Factor:
-    examples, _ = _examples(*chosen)
-    return factorise(examples.betas[:], count=examples.count)
 
 
 def _truth(data: Shared[_Data], target: str, rows: np.ndarray) -> np.ndarray:

@@ -63,7 +63,9 @@ def searched(experiment: Experiment, *, data, folder, seed: int, candidates: int
     experiment = experiment.model_copy(update={"tuning": tuning, "seed": seed})
     name = "-".join([*map(str, changes.values()), str(seed)])
     return cluster.search(
-        functools.partial(searching.fit_candidate, experiment=experiment, data=data),
+        functools.partial(
+            searching.fit_candidate, experiment=experiment, data=data, shelf=cluster.shelf()
+        ),
         tuning=tuning,
         default=cluster.default_settings(experiment),
         name=name,
