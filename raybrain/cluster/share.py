@@ -49,9 +49,7 @@ class Shelf:
 
         found = ray.get(self.keeper.find.remote(key))
         if not found:
-            # Owned by the keeper, it outlives the worker that made it.
-            found = [ray.put(make(), _owner=self.keeper)]
-            ray.get(self.keeper.keep.remote(key, found))
+            found = ray.get(self.keeper.keep.remote(key, make()))
         value: Value = ray.get(found[0])
         return value
 
@@ -63,8 +61,11 @@ class _ShelfKeeper:
     def find(self, key: Hashable) -> list[Any]:
         return self._kept.get(key, [])
 
-    def keep(self, key: Hashable, references: list[Any]) -> None:
-        self._kept.setdefault(key, references)
+    def keep(self, key: Hashable, value: Any) -> list[Any]:
+        import ray
+
+        # Put here it is this process's own, and outlives the worker that made it.
+        return self._kept.setdefault(key, [ray.put(value)])
 
 
 def shelf() -> Shelf:
