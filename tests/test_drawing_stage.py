@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
@@ -157,3 +158,23 @@ def test_the_brain_chooses_among_the_samples(finished, experiment_file):
     assert chosen.shape == (1, 10)
     # Each image's choice is one of its samples.
     assert np.isclose(chosen, every, atol=1e-6).any(axis=0).all()
+
+
+def test_an_ablation_compares_the_run_without_each_roi_and_with_it_alone(
+    finished, experiment_file, capsys
+):
+    changes = (
+        "name=ablated",
+        "decode.latents.rois=[V1, V2]",
+        "reconstruct.samples=1",
+        "reconstruct.references=[]",
+    )
+    assert cli.main(["ablate", str(experiment_file), *changes]) == 0
+    printed = capsys.readouterr().out
+    folder = Path(finished.workspace) / "runs" / "ablated" / "ablation"
+    found = pd.read_csv(folder / "comparison.csv")
+    # Of two ROIs, without the one is with the other alone: each is drawn once.
+    assert set(found["run"]) == {"ablated-without-V1", "ablated-without-V2"}
+    assert "ablated-without-V1" in printed
+    assert cli.main(["ablate", str(experiment_file)]) == 2
+    assert "list ROIs singly" in capsys.readouterr().err

@@ -210,6 +210,18 @@ def test_a_search_writes_an_experiment_that_is_no_worse_than_its_own(search_file
     assert load_experiment(Path(words[1]), *words[2:]).decode == experiment.decode
 
 
+def test_candidates_of_two_workers_are_searched_as_well(search_file):
+    tree = yaml.safe_load(search_file.read_text())
+    few = {"workers": 2, "candidates": 2, "top": 1, "seeds": 1}
+    tree["tuning"] |= {**few, "space": {"training.lr": {"low": 1e-4, "high": 1e-2}}}
+    tree["resources"]["tune"] = {"max": 1}
+    search_file.write_text(yaml.safe_dump(tree))
+    assert cli.main(["tune", str(search_file)]) == 0
+    runs = _candidate_runs(load_experiment(search_file))
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 2
+
+
 def test_a_search_killed_halfway_repeats_no_candidate_and_leaves_no_open_run(search_file):
     experiment = load_experiment(search_file)
     storage = cluster.storage_of(experiment.tuning, workspace=experiment.workspace)

@@ -34,9 +34,14 @@ def variants(experiment: Experiment) -> list[Experiment]:
             target: tuple(one for one in decode.rois if one == roi)
             for target, decode in chosen.items()
         }
-        found.append(_variant(experiment, f"without-{roi}", without))
+        found.insert(len(found) // 2, _variant(experiment, f"without-{roi}", without))
         found.append(_variant(experiment, f"only-{roi}", alone))
-    return [one for one in found if one.decode != experiment.decode]
+    # Without one of two ROIs is with the other alone: each is made once.
+    different: list[Experiment] = []
+    for one in found:
+        if one.decode not in (experiment.decode, *(other.decode for other in different)):
+            different.append(one)
+    return different
 
 
 def _variant(experiment: Experiment, suffix: str, rois: dict[str, tuple[str, ...]]) -> Experiment:
