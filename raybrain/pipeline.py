@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-from raybrain import __version__, cluster, config, outputs, seal, tracking
+from raybrain import __version__, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, say
@@ -84,7 +83,7 @@ def tune(experiment: Experiment) -> None:
     searching.check(experiment)
     _require(outputs.features(experiment))
     _make(experiment, output, searching.work)
-    print(Path(output.folder, searching.TABLE).read_text())
+    print(places.read_text(f"{output.folder}/{searching.TABLE}"))
     print(f"best     {searching.write_best(experiment, output)}")
 
 
@@ -122,8 +121,8 @@ def evaluate(experiment: Experiment) -> None:
     _require(outputs.reconstructions(experiment))
     output = outputs.report(experiment)
     _make(experiment, output, scoring.work)
-    print(Path(output.folder, scoring.TABLE).read_text())
-    print(f"gallery  {Path(output.folder, scoring.GALLERY)}")
+    print(places.read_text(f"{output.folder}/{scoring.TABLE}"))
+    print(f"gallery  {output.folder}/{scoring.GALLERY}")
     print(f"runs     {tracking.ui_command(experiment.tracking, workspace=experiment.workspace)}")
 
 

@@ -85,7 +85,7 @@ def train(
             ),
             run_config=RunConfig(  # type: ignore[arg-type]
                 name=name,
-                storage_path=storage,
+                **_storage(storage),
                 failure_config=FailureConfig(max_failures=WORKER_DEATHS),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 callbacks=[_messenger(journal=journal, in_group=workers.max > 1)],
@@ -95,6 +95,18 @@ def train(
         )
         with _following(journal, on_report=on_report):
             return _fit(trainer)
+
+
+def _storage(address: str) -> dict[str, Any]:
+    """Return where Ray Train keeps checkpoints, read and written as all else is: with fsspec."""
+    if "://" not in address:
+        return {"storage_path": address}
+    import fsspec
+    import pyarrow.fs
+
+    files, path = fsspec.core.url_to_fs(address)
+    handler = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
+    return {"storage_path": path, "storage_filesystem": handler}
 
 
 def _fit(trainer: Any) -> Any:

@@ -24,7 +24,7 @@ def variants(experiment: Experiment) -> list[Experiment]:
             f"'{experiment.name}' decodes every target from one ROI, so none can be left out; list "
             f"ROIs singly, as in 'decode.latents.rois=[V1, V2, V3, hV4]'"
         )
-    found = []
+    found: list[Experiment] = []
     for roi in rois:
         without = {
             target: tuple(one for one in decode.rois if one != roi)

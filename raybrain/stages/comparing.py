@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raybrain import outputs, seal
+from raybrain import outputs, places, seal
 from raybrain.config import Experiment, InputError, load
 from raybrain.evaluation import (
     Table,
@@ -49,32 +49,33 @@ def compare(words: Sequence[str]) -> str:
     found = compare_tables(tables)
     for word in words:
         if word.startswith(OUT):
-            folder = Path(word.removeprefix(OUT))
-            folder.mkdir(parents=True, exist_ok=True)
-            comparison_frame(found).to_csv(folder / FILE, index=False)
+            table = comparison_frame(found).to_csv(index=False)
+            places.write_text(f"{word.removeprefix(OUT).rstrip('/')}/{FILE}", table)
     return comparison_text(found, table=next(iter(tables.values())))
 
 
-def report_of(word: str) -> Path:
+def report_of(word: str) -> str:
     """Return the folder of the report that a run's folder or an experiment file stands for."""
     if word.endswith((".yaml", ".yml")):
-        return Path(outputs.report(load(word, schema=Experiment)).folder).absolute()
-    folder = Path(word).absolute()
-    return folder if folder.name == REPORT else folder / REPORT
+        word = outputs.report(load(word, schema=Experiment)).folder
+    folder = word.rstrip("/") if places.is_remote(word) else str(Path(word).absolute())
+    return folder if folder.endswith(f"/{REPORT}") else f"{folder}/{REPORT}"
 
 
-def _table(report: Path) -> Table:
-    found = seal.read_seal(str(report))
+def _table(report: str) -> Table:
+    found = seal.read_seal(report)
     if found is None or found.stage != "evaluate":
         raise InputError(
             f"{report} holds no finished report; type 'raybrain evaluate' with its experiment"
         )
-    return load_table(report / SCORES)
+    with places.reading(report) as folder:
+        return load_table(folder / SCORES)
 
 
-def _names(reports: dict[str, Path]) -> dict[str, Path]:
+def _names(reports: dict[str, str]) -> dict[str, str]:
     """Return the reports by the names of their runs, by their folders where these are alike."""
-    runs = [report.parent.name for report in reports.values()]
+    folders = [report.rpartition("/")[0] for report in reports.values()]
+    runs = [folder.rpartition("/")[2] for folder in folders]
     if len(set(runs)) == len(runs):
         return dict(zip(runs, reports.values(), strict=True))
-    return {str(report.parent): report for report in reports.values()}
+    return dict(zip(folders, reports.values(), strict=True))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 from PIL import Image
 
 from raybrain import cluster, outputs, store
@@ -25,7 +25,6 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     images = len(store.row_ids(drawn))
     written = 0
     for row in drawn_rows(experiment):
-        Path(output.folder, row).mkdir(exist_ok=True)
         written += sum(
             cluster.map_tasks(
                 functools.partial(_write, drawn=drawn, row=row, folder=output.folder),
@@ -43,5 +42,6 @@ def _write(block: Block, *, drawn: str, row: str, folder: str) -> int:
     for image_id, samples in zip(image_ids, pictures, strict=True):
         name = image_id.replace("/", "_")  # an id of one's own data may be a path
         for number, pixels in enumerate(samples):
-            Image.fromarray(pixels).save(Path(folder, row, f"{name}_{number}.png"))
+            with fsspec.open(f"{folder}/{row}/{name}_{number}.png", "wb", auto_mkdir=True) as file:
+                Image.fromarray(pixels).save(file, format="PNG")
     return pictures.shape[0] * pictures.shape[1]

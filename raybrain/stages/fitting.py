@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybrain import cluster, outputs, store, tracking
+from raybrain import cluster, outputs, places, store, tracking
 from raybrain.config import InputError, Ridge
 from raybrain.decoders import (
     SharedTask,
@@ -63,16 +63,17 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         decoder = others.pop(experiment.subject)
     else:
         decoder = _fit_network(data, output=output, run=run)
-    decoder.save(Path(output.folder) / DECODER)
-    for subject, other in others.items():
-        other.save(Path(output.folder) / OTHERS / subject)
-    if has_reference(experiment, decode, data=data):
-        _fit_ridge(data, section=Ridge()).save(Path(output.folder) / REFERENCE)
+    with places.writing(output.folder) as folder:
+        decoder.save(folder / DECODER)
+        for subject, other in others.items():
+            other.save(folder / OTHERS / subject)
+        if has_reference(experiment, decode, data=data):
+            _fit_ridge(data, section=Ridge()).save(folder / REFERENCE)
+        if experiment.tracking.models:
+            _register(data, decoder=decoder, saved=folder / DECODER, output=output, run=run)
     varying = decoder.held_out_r2[decoder.targets.varying]
     run.log_metrics({"held_out_r2": float(varying.mean()), "voxels": int(decoder.voxels.sum())})
     run.set_tags({"target": target, "decoder": decode.decoder.kind})
-    if experiment.tracking.models:
-        _register(data, decoder=decoder, output=output, run=run)
     return Made(
         f"{target}: {decode.decoder.kind} from {decoder.voxels.sum():,} voxels of "
         f"{', '.join(decode.rois)} to {len(decoder.gain):,} dimensions, "
@@ -131,11 +132,13 @@ def has_reference(experiment: Experiment, decode: Decode, *, data: _Data | None 
     return data is None or not data.exceeds_memory
 
 
-def _register(data: _Data, *, decoder: TrainedDecoder, output: Output, run: Run) -> None:
+def _register(
+    data: _Data, *, decoder: TrainedDecoder, saved: Path, output: Output, run: Run
+) -> None:
     betas = data.opened.first_betas(2, voxels=data.mask)
     version = tracking.register_decoder(
         run,
-        Path(output.folder) / DECODER,
+        saved,
         name=f"{data.experiment.name}-{data.target}",
         example=betas,
         dimensions=len(decoder.gain),
@@ -318,7 +321,7 @@ def _trained(
         workers=experiment.resources.train,
         on_report=log,
     )
-    Path(output.folder, CURVES).write_text(json.dumps(curves) + "\n")
+    places.write_text(f"{output.folder}/{CURVES}", json.dumps(curves) + "\n")
     return trained
 
 

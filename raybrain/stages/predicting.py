@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybrain import outputs, store
+from raybrain import outputs, places, store
 from raybrain.config import InputError
 from raybrain.decoders import load_decoder
 from raybrain.stages import Made
@@ -44,19 +43,21 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     decoded: dict[str, np.ndarray] = {}
     by_trial: dict[str, np.ndarray] = {}
     for target, decode in outputs.targets(experiment):
-        folder = Path(outputs.decoder(experiment, target).folder)
-        decoder = load_decoder(folder / DECODER)
         betas = opened.betas(voxels=opened.mask(decode.rois))
-        session = trials["session"].to_numpy()
-        predicted = decoder.predict(betas, session=session, image_id=rows)
-        single = decoder.predict(betas, session=session, image_id=rows, average=False)
+        told: dict[str, Any] = {"session": trials["session"].to_numpy(), "image_id": rows}
+        folder = outputs.decoder(experiment, target).folder
+        with places.reading(f"{folder}/{DECODER}") as saved:
+            decoder = load_decoder(saved)
+            predicted = decoder.predict(betas, **told)
+            single = decoder.predict(betas, **told, average=False)
         shape = target_shape(experiment, target)
         decoded[target] = predicted.values.reshape(len(image_ids), *shape)
         decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(len(image_ids), *shape)
-        if (folder / REFERENCE).exists():
-            ridge = load_decoder(folder / REFERENCE).predict(betas, session=session, image_id=rows)
-            decoded[f"{RIDGE}/{target}"] = ridge.estimates.reshape(len(image_ids), *shape)
         by_trial[target] = single.estimates.reshape(len(rows), *shape)
+        if places.exists(f"{folder}/{REFERENCE}"):
+            with places.reading(f"{folder}/{REFERENCE}") as saved:
+                ridge = load_decoder(saved).predict(betas, **told)
+            decoded[f"{RIDGE}/{target}"] = ridge.estimates.reshape(len(image_ids), *shape)
     attributes = {"store": subject.seal.digest}
     _write(output.folder, decoded, image_ids=image_ids, attributes=attributes)
     trial_ids = trials["image_id"].tolist()

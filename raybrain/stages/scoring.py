@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrain import cluster, evaluation, outputs, report, store
+from raybrain import cluster, evaluation, outputs, places, report, store
 from raybrain.decoders import noise_ceiling
 from raybrain.evaluation import (
     CATEGORY_ORACLE,
@@ -50,7 +50,11 @@ ROW_NAMES = {
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Score every row, write the report and log it."""
-    folder = Path(output.folder)
+    with places.writing(output.folder) as folder:
+        return _scored(experiment, folder=folder, run=run)
+
+
+def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     opened = store.open_store(outputs.subject_store(experiment).folder, splits="test")
     run.set_tags({"opened_test_trials": "evaluate"})
     image_ids = store.row_ids(outputs.reconstructions(experiment).folder)
@@ -230,9 +234,9 @@ def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, flo
     """Return chart title to line to points: the losses of every network that was trained."""
     found = {}
     for target, _ in outputs.targets(experiment):
-        file = Path(outputs.decoder(experiment, target).folder, CURVES)
-        if file.exists():
-            curves = json.loads(file.read_text())
+        file = f"{outputs.decoder(experiment, target).folder}/{CURVES}"
+        if places.exists(file):
+            curves = json.loads(places.read_text(file))
             found[f"Loss of {target} by epoch (predicting the mean: 1)"] = {
                 "training": curves["train_loss"],
                 "validation": curves["validation_loss"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from raybrain import catalog, cluster, outputs, store, tracking
+from raybrain import catalog, cluster, outputs, places, store, tracking
 from raybrain.config import Decode, Experiment, InputError, Ridge
 from raybrain.decoders import (
     Examples,
@@ -85,7 +85,6 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Search, fit the best again with other seeds, and write the winner as an experiment."""
     tuning = experiment.tuning
     assert tuning is not None
-    folder = Path(output.folder)
     storage = cluster.storage_of(tuning, workspace=experiment.workspace)
     name = study_name(experiment, output)
     tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
@@ -100,7 +99,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         shelf=cluster.shelf(),
     )
     workers = experiment.resources.tune
-    checkpoints = str(folder / "checkpoints")
+    checkpoints = f"{output.folder}/checkpoints"
     outcomes = cluster.search(
         loop,
         tuning=tuning,
@@ -118,14 +117,15 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         raise InputError(f"no candidate of the study '{name}' ran to its end: {''.join(last)}")
     refits = cluster.refit(loop, outcomes, tuning=tuning, folder=checkpoints, workers=workers)
     winner = _winner(outcomes, refits, experiment=experiment)
-    (folder / WINNER).write_text(json.dumps({"settings": dict(winner.settings)}))
-    (folder / BASE).write_text(_as_yaml(experiment, name=f"{experiment.name}-candidate"))
-    commands = f"raybrain train {folder / BASE} SETTINGS seed={experiment.seed}"
+    commands = f"raybrain train {output.folder}/{BASE} SETTINGS seed={experiment.seed}"
     listed = table(outcomes, refits, experiment=experiment)
-    (folder / TABLE).write_text(f"{listed}\nto fit one of them: {commands}\n")
-    for path in cluster.plot_study(name=name, storage=storage, folder=str(folder)):
-        run.log_artifact(path, "study")
-    run.log_artifact(folder / TABLE)
+    with places.writing(output.folder) as folder:
+        (folder / WINNER).write_text(json.dumps({"settings": dict(winner.settings)}))
+        (folder / BASE).write_text(_as_yaml(experiment, name=f"{experiment.name}-candidate"))
+        (folder / TABLE).write_text(f"{listed}\nto fit one of them: {commands}\n")
+        for path in cluster.plot_study(name=name, storage=storage, folder=str(folder)):
+            run.log_artifact(path, "study")
+        run.log_artifact(folder / TABLE)
     states = [one.state for one in outcomes]
     best = outcomes[0].values[0]
     run.log_metrics({f"objective/{tuning.objectives[0].metric}": best})
@@ -141,15 +141,13 @@ def study_name(experiment: Experiment, output: Output) -> str:
     return f"{experiment.name}-{outputs.study_digest(output)[:8]}"
 
 
-def write_best(experiment: Experiment, output: Output) -> Path:
+def write_best(experiment: Experiment, output: Output) -> str:
     """Write the winner as an experiment that every stage loads; return the file."""
-    settings = json.loads(Path(output.folder, WINNER).read_text())["settings"]
+    settings = json.loads(places.read_text(f"{output.folder}/{WINNER}"))["settings"]
     best = cluster.with_settings(experiment, settings)
-    file = Path(outputs.run_folder(experiment), BEST)
+    file = f"{outputs.run_folder(experiment)}/{BEST}"
     note = f"# The best of tuning '{experiment.name}', chosen by validation images.\n"
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(note + _as_yaml(best, name=f"{experiment.name}-best"))
-    unfinished.replace(file)
+    places.write_text(file, note + _as_yaml(best, name=f"{experiment.name}-best"))
     return file
 
 

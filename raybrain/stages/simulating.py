@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raybrain import cluster, outputs
+from raybrain import cluster, outputs, places
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
@@ -21,13 +20,16 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 
     assert experiment.simulation is not None
     root = outputs.dataset_root(experiment)
-    simulation.simulate(
-        experiment.simulation,
-        subject=experiment.subject,
-        root=Path(root),
-        run_tasks=functools.partial(
-            cluster.map_tasks, workers=experiment.resources.tasks, description="simulate"
-        ),
+    on_workers = functools.partial(
+        cluster.map_tasks, workers=experiment.resources.tasks, description="simulate"
     )
+    with places.writing(root) as folder:
+        simulation.simulate(
+            experiment.simulation,
+            subject=experiment.subject,
+            root=folder,
+            # Workers of other nodes do not see the folder from which files go to a bucket.
+            run_tasks=simulation.run_in_turn if places.is_remote(root) else on_workers,
+        )
     name = {"nsd": "NSD", "things": "THINGS-fMRI"}[experiment.simulation.layout]
     return Made(f"{experiment.subject} in the layout of {name} under {root}")
