@@ -389,7 +389,7 @@ class Tuning(Section):
     sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
     """Which candidates to stop early, by the first objective."""
-    patience: Positive = 3
+    patience: Positive = 5
     """Epochs every candidate may train before it can be stopped early."""
     objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
     storage: Location | None = None

@@ -76,6 +76,32 @@ def test_a_cluster_with_the_needs_of_nsd_can_hold_its_workers():
         )
 
 
+def test_the_kubernetes_example_scales_as_kuberay_reads_it():
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr,
+    )
+
+    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = {
+        "metadata": {"namespace": "default", **job["metadata"]},
+        "spec": job["spec"]["rayClusterSpec"],
+    }
+    derived = _derive_autoscaling_config_from_ray_cr(cluster)
+    kinds = derived["available_node_types"]
+    head = kinds.pop(derived["head_node_type"])
+    assert head["resources"]["CPU"] == 0
+    assert {name: kind["resources"].get("GPU", 0) for name, kind in kinds.items()} == {
+        "cpu": 0,
+        "gpu": 1,
+    }
+    assert {kind["min_workers"] for kind in kinds.values()} == {0}
+    assert derived["idle_timeout_minutes"] == CLUSTER["idle_timeout_minutes"]
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert f"ray=={job['spec']['rayClusterSpec']['rayVersion']}" in pinned
+
+
 def test_every_command_and_file_of_the_docs_exists():
     from raybrain.cli import COMPARE, STAGES
 

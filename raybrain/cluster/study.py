@@ -24,6 +24,8 @@ SEED = "seed"
 SPACE = "space"
 RANDOM_CANDIDATES = 5
 """Drawn at random before TPE has something to go by."""
+WHOLE_CANDIDATES = 2
+"""Trained to their end before others are compared with them; the first is the experiment's own."""
 State = Literal["complete", "pruned", "failed"]
 
 
@@ -323,7 +325,9 @@ def _pruner(tuning: Tuning) -> optuna.pruners.BasePruner:
 
     inner: pruners.BasePruner = pruners.NopPruner()
     if tuning.pruner == "median":
-        inner = pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=tuning.patience)
+        inner = pruners.MedianPruner(
+            n_startup_trials=WHOLE_CANDIDATES, n_warmup_steps=tuning.patience
+        )
     elif tuning.pruner == "hyperband":
         inner = pruners.HyperbandPruner(min_resource=tuning.patience)
     return inner
