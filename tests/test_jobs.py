@@ -20,10 +20,16 @@ PREDICTED = ("latents", "prompt_embeds")
 
 def _submit(cluster, *words: str, job: str, wait: bool = True):
     options = [] if wait else ["--no-wait"]
-    return cluster.job(
-        "submit", "--working-dir", ".", "--submission-id", job, *options, "--",
-        "python", "jobs/run.py", *words, timeout=900,
-    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while True:
+        done = cluster.job(
+            "submit", "--working-dir", ".", "--submission-id", job, *options, "--",
+            "python", "jobs/run.py", *words, timeout=900,
+        )  # fmt: skip
+        # The head answers some seconds before its agent can take jobs.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def _status(cluster, job: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,8 @@ def register_decoder(
         outputs=Schema([TensorSpec(single, (-1, dimensions))]),
         params=ParamSchema([ParamSpec("session", "long", -1)]),
     )
-    with tempfile.TemporaryDirectory(prefix="rb") as place:
+    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*type hint")  # there is a signature
         model = Path(place) / MODEL
         mlflow.pyfunc.save_model(
             model,
