@@ -49,7 +49,15 @@ class Cluster:
         with log:
             self.processes.append(
                 subprocess.Popen(
-                    [*before, str(BIN / "ray"), "start", "--block", *words],
+                    # Another Ray on this machine may hold the agent's own port.
+                    [
+                        *before,
+                        str(BIN / "ray"),
+                        "start",
+                        "--block",
+                        *words,
+                        f"--dashboard-agent-listen-port={free_port()}",
+                    ],
                     env={**self.environment, **environment},
                     cwd=self.folder,
                     stdout=log,
