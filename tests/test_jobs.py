@@ -33,7 +33,8 @@ def _submit(cluster, *words: str, job: str, wait: bool = True):
 
 
 def _status(cluster, job: str) -> str:
-    said = cluster.job("status", job).stdout
+    done = cluster.job("status", job)
+    said = done.stdout + done.stderr
     return next(
         (s for s in ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING") if s in said), ""
     )

@@ -31,6 +31,27 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """Where a drawing comes from; found by the driver, as nodes may lack the dataset's entry."""
+
+    stimuli: str
+    """The subject's store."""
+    features: str
+    predictions: str
+    targets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Sources:
+        """Return the stores of an experiment."""
+        return cls(
+            stimuli=outputs.subject_store(experiment).folder,
+            features=outputs.features(experiment).folder,
+            predictions=outputs.predictions(experiment).folder,
+            targets=tuple(target for target, _ in outputs.targets(experiment)),
+        )
+
+
+@dataclass(frozen=True)
 class Targets:
     """What a unit is drawn from."""
 
@@ -64,7 +85,11 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     drawn = cluster.draw_units(
         Painter,
         units,
-        worker_arguments={"experiment": experiment, "folder": output.folder},
+        worker_arguments={
+            "experiment": experiment,
+            "sources": Sources.of(experiment),
+            "folder": output.folder,
+        },
         workers=experiment.resources.generate,
         description="reconstruct",
         size=lambda unit: _images(unit, samples=settings.samples),
@@ -86,12 +111,15 @@ class Painter:
     ----------
     experiment : Experiment
         What to draw with and how.
+    sources : Sources
+        What to draw from.
     folder : str
         The reconstructions to write.
     """
 
-    def __init__(self, *, experiment: Experiment, folder: str) -> None:
+    def __init__(self, *, experiment: Experiment, sources: Sources, folder: str) -> None:
         self.experiment = experiment
+        self.sources = sources
         self.folder = folder
         self.image_ids = store.row_ids(folder)
         self.worker = diffusion.DrawingWorker(
@@ -104,7 +132,7 @@ class Painter:
     def __call__(self, unit: Unit) -> int:
         """Draw and write one unit, and return its number of images."""
         image_ids = self.image_ids[unit.block.start : unit.block.stop]
-        targets = targets_of(self.experiment, row=unit.row, image_ids=image_ids)
+        targets = targets_of(self.sources, row=unit.row, image_ids=image_ids)
         drawing = self.worker(
             diffusion.DrawingUnit(
                 image_ids=tuple(image_ids),
@@ -122,43 +150,44 @@ def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
     return (SYSTEM, *experiment.reconstruct.references)
 
 
-def targets_of(experiment: Experiment, *, row: str, image_ids: list[str]) -> Targets:
+def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
     """Return what the images of a row are drawn from.
 
     The system's are the decoded targets, the ceiling's the true ones, and the category's the mean
     latents with the mean embedding of the true category, over training images.
     """
     found = {
-        target: _values(experiment, row=row, target=target, image_ids=image_ids)
-        for target, _ in outputs.targets(experiment)
+        target: _values(sources, row=row, target=target, image_ids=image_ids)
+        for target in sources.targets
     }
     embeds = found.get("prompt_embeds")
-    features = outputs.features(experiment).folder
-    if embeds is not None and embeds.shape[1] < store.row_shape(features, "prompt_embeds")[0]:
-        mean = store.read_rows(
-            features, "prompt_embeds", image_ids=training_images(experiment)
-        ).mean(axis=0)
+    whole = store.row_shape(sources.features, "prompt_embeds")[0]
+    if embeds is not None and embeds.shape[1] < whole:
+        training_ids = training_images(sources.stimuli)
+        mean = store.read_rows(sources.features, "prompt_embeds", image_ids=training_ids).mean(
+            axis=0
+        )
         embeds = diffusion.complete_prompt(embeds, mean=mean)
     return Targets(latents=found.get("latents"), prompt_embeds=embeds)
 
 
-def training_images(experiment: Experiment) -> list[str]:
-    """Return the image_ids of the training and validation trials, ascending."""
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+def training_images(stimuli: str) -> list[str]:
+    """Return the image_ids of the training and validation trials of a store, ascending."""
+    opened = store.open_store(stimuli, splits="training")
     return sorted(set(opened.trials["image_id"]))
 
 
-def _values(experiment: Experiment, *, row: str, target: str, image_ids: list[str]) -> np.ndarray:
-    features = outputs.features(experiment).folder
+def _values(sources: Sources, *, row: str, target: str, image_ids: list[str]) -> np.ndarray:
+    features = sources.features
     if row == SYSTEM:
-        return store.read_rows(outputs.predictions(experiment).folder, target, image_ids=image_ids)
+        return store.read_rows(sources.predictions, target, image_ids=image_ids)
     if row == CEILING:
         return store.read_rows(features, target, image_ids=image_ids)
-    training_ids = training_images(experiment)
+    training_ids = training_images(sources.stimuli)
     truth = store.read_rows(features, target, image_ids=training_ids)
     if target == "latents":
         return np.repeat(truth.mean(axis=0, keepdims=True), len(image_ids), axis=0)
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+    opened = store.open_store(sources.stimuli, splits="training")
     group = opened.images["group"]
     return evaluation.category_means(
         truth, categories=group[training_ids].tolist(), wanted=group[image_ids].tolist()

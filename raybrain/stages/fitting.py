@@ -30,6 +30,8 @@ from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raybrain.config import Decode, Experiment, NetworkDecoder, Training
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
@@ -108,7 +110,7 @@ class _Data:
         """Return the targets of images given by row of the store, or for the control others'."""
         if self.decode.shuffled:
             rows = np.random.default_rng(self.experiment.seed).permutation(rows)
-        return targets_of(self.experiment, self.target, self.opened, rows)
+        return truth_of(self.experiment, self.target, self.opened)(rows)
 
     @property
     def gigabytes(self) -> float:
@@ -153,15 +155,38 @@ def _register(
 
 
 def targets_of(
-    experiment: Experiment, target: str, opened: SubjectStore, rows: np.ndarray
+    rows: np.ndarray, *, features: str, target: str, tokens: int | None, opened: SubjectStore
 ) -> np.ndarray:
-    """Return the true targets (image, dimension) float32 of images given by row of the store."""
+    """Return the true targets (image, dimension) float32 of images given by row of the store.
+
+    Parameters
+    ----------
+    rows : ndarray of int, shape (image,)
+    features : str
+        The store of targets.
+    target : str
+    tokens : int or None
+        Leading tokens of the prompt embeddings; all when None.
+    opened : SubjectStore
+    """
     image_ids = opened.images.index.to_numpy()[rows].tolist()
-    features = outputs.features(experiment).folder
     values = store.read_rows(features, target, image_ids=image_ids)
-    if target == "prompt_embeds" and experiment.features.tokens is not None:
-        values = values[:, : experiment.features.tokens]
+    if target == "prompt_embeds" and tokens is not None:
+        values = values[:, :tokens]
     return values.reshape(len(values), -1)
+
+
+def truth_of(
+    experiment: Experiment, target: str, opened: SubjectStore
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return `targets_of` for one target, ready to be sent to a worker of any node."""
+    return functools.partial(
+        targets_of,
+        features=outputs.features(experiment).folder,
+        target=target,
+        tokens=experiment.features.tokens,
+        opened=opened,
+    )
 
 
 def image_rows(opened: SubjectStore) -> np.ndarray:
@@ -281,7 +306,7 @@ def _task_on_disk(data: _Data, *, folder: str) -> Task:
     rows = examples.image_id
     if data.decode.shuffled:
         rows = np.random.default_rng(data.experiment.seed).permutation(rows)
-    truth = functools.partial(targets_of, data.experiment, data.target, data.opened)
+    truth = truth_of(data.experiment, data.target, data.opened)
     return gradient_task(
         examples,
         targets=TargetRows(truth, rows, data.dimensions),

@@ -60,7 +60,7 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     opened = store.open_store(outputs.subject_store(experiment).folder, splits="test")
     run.set_tags({"opened_test_trials": "evaluate"})
     image_ids = store.row_ids(outputs.reconstructions(experiment).folder)
-    training_ids = drawing.training_images(experiment)
+    training_ids = drawing.training_images(outputs.subject_store(experiment).folder)
     seen, training = opened.pixels(image_ids), opened.pixels(training_ids)
     rows = _rows(experiment, image_ids=image_ids, training_ids=training_ids, training=training)
     if experiment.evaluate.rerank:

@@ -27,7 +27,7 @@ from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made
-from raybrain.stages.fitting import image_rows, targets_of
+from raybrain.stages.fitting import image_rows, truth_of
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Outcome, Refit, Shared, Shelf
@@ -217,7 +217,7 @@ def _data(experiment: Experiment) -> _Data:
             )
     images = np.unique(rows)
     truth = {
-        target: (images, targets_of(experiment, target, opened, images))
+        target: (images, truth_of(experiment, target, opened)(images))
         for target in searched_targets(experiment)
     }
     return _Data(responses=responses, truth=truth, by_category=by_category)

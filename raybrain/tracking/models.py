@@ -54,8 +54,8 @@ def register_decoder(
         outputs=Schema([TensorSpec(single, (-1, dimensions))]),
         params=ParamSchema([ParamSpec("session", "long", -1)]),
     )
-    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*type hint")  # there is a signature
+    # Recorded and dropped: MLflow insists on advice about hints, though there is a signature.
+    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings(record=True):
         model = Path(place) / MODEL
         mlflow.pyfunc.save_model(
             model,
