@@ -34,7 +34,7 @@ def _submit(cluster, *words: str, job: str, wait: bool = True):
 
 def _status(cluster, job: str) -> str:
     done = cluster.job("status", job)
-    said = done.stdout + done.stderr
+    said = (done.stdout + done.stderr).upper()
     return next(
         (s for s in ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING") if s in said), ""
     )
@@ -162,11 +162,11 @@ def test_nodes_that_share_no_folder_complete_the_demo_through_a_bucket(
             cluster.wait(lambda: len(cluster.nodes()) == 3, what="three nodes")
             done = _run_on(cluster, str(experiment_file), *words)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        _same_predictions(finished, load_experiment(experiment_file, *words))
     finally:
         shutil.rmtree(generator)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    _same_predictions(finished, load_experiment(experiment_file, *words))
 
 
 def _run_on(cluster, *words: str) -> subprocess.CompletedProcess:
