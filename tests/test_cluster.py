@@ -211,21 +211,25 @@ def test_no_more_tasks_run_at_once_than_workers_allow(tmp_path):
 
 def test_ctrl_c_ends_the_tasks(tmp_path):
     file = tmp_path / "beat"
-    heard = threading.Event()
-    threading.Thread(target=interrupt, args=[file, heard], daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        try:
-            cluster.map_tasks(
-                functools.partial(beat, file=str(file)), [0], workers=ONE, description="beat"
-            )
-        finally:
-            heard.set()
+        beat_until_interrupted(file)
     deadline = time.monotonic() + 60
     last = ""
     while file.read_text() != last and time.monotonic() < deadline:
         last = file.read_text()
         time.sleep(1)
     assert file.read_text() == last
+
+
+def beat_until_interrupted(file):
+    heard = threading.Event()
+    threading.Thread(target=interrupt, args=[file, heard], daemon=True).start()
+    try:
+        cluster.map_tasks(
+            functools.partial(beat, file=str(file)), [0], workers=ONE, description="beat"
+        )
+    finally:
+        heard.set()
 
 
 def interrupt(file, heard):
