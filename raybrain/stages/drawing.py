@@ -161,8 +161,10 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
         for target in sources.targets
     }
     embeds = found.get("prompt_embeds")
-    whole = store.row_shape(sources.features, "prompt_embeds")[0]
-    if embeds is not None and embeds.shape[1] < whole:
+    if (
+        embeds is not None
+        and embeds.shape[1] < store.row_shape(sources.features, "prompt_embeds")[0]
+    ):
         training_ids = training_images(sources.stimuli)
         mean = store.read_rows(sources.features, "prompt_embeds", image_ids=training_ids).mean(
             axis=0

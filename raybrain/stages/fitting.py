@@ -69,7 +69,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         decoder.save(folder / DECODER)
         for subject, other in others.items():
             other.save(folder / OTHERS / subject)
-        if has_reference(experiment, decode, data=data):
+        if data.wants_reference:
             _fit_ridge(data, section=Ridge()).save(folder / REFERENCE)
         if experiment.tracking.models:
             _register(data, decoder=decoder, saved=folder / DECODER, output=output, run=run)
@@ -108,9 +108,13 @@ class _Data:
 
     def truth(self, rows: np.ndarray) -> np.ndarray:
         """Return the targets of images given by row of the store, or for the control others'."""
-        if self.decode.shuffled:
-            rows = np.random.default_rng(self.experiment.seed).permutation(rows)
-        return truth_of(self.experiment, self.target, self.opened)(rows)
+        return truth_of(self.experiment, self.target, self.opened)(self.dealt(rows))
+
+    def dealt(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows themselves, or for the control in an order that means nothing."""
+        if not self.decode.shuffled:
+            return rows
+        return np.random.default_rng(self.experiment.seed).permutation(rows)
 
     @property
     def gigabytes(self) -> float:
@@ -126,12 +130,11 @@ class _Data:
     def exceeds_memory(self) -> bool:
         return self.gigabytes > self.experiment.training.memory
 
-
-def has_reference(experiment: Experiment, decode: Decode, *, data: _Data | None = None) -> bool:
-    """Return whether ridge is fitted beside the decoder of this target."""
-    if isinstance(decode.decoder, Ridge) or not decode.reference:
-        return False
-    return data is None or not data.exceeds_memory
+    @property
+    def wants_reference(self) -> bool:
+        """Whether ridge is fitted beside the decoder; ridge always holds its data."""
+        network = not isinstance(self.decode.decoder, Ridge)
+        return network and self.decode.reference and not self.exceeds_memory
 
 
 def _register(
@@ -303,13 +306,10 @@ def _task_on_disk(data: _Data, *, folder: str) -> Task:
         folder=folder,
         memory=data.experiment.training.memory,
     )
-    rows = examples.image_id
-    if data.decode.shuffled:
-        rows = np.random.default_rng(data.experiment.seed).permutation(rows)
     truth = truth_of(data.experiment, data.target, data.opened)
     return gradient_task(
         examples,
-        targets=TargetRows(truth, rows, data.dimensions),
+        targets=TargetRows(truth, data.dealt(examples.image_id), data.dimensions),
         validation=validation,
         validation_targets=data.truth(validation.image_id),
         section=_network_section(data.decode),

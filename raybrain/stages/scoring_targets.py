@@ -31,6 +31,8 @@ def decoded_scores(
     predictions = outputs.predictions(experiment).folder
     trials = f"{predictions}/{TRIALS}"
     trial_ids = store.row_ids(trials)
+    shown, image_of_trial = np.unique(trial_ids, return_inverse=True)
+    repeated = len(trial_ids) > len(shown)
     scores = partial(
         evaluation.latent_scores,
         resamples=experiment.evaluate.bootstrap,
@@ -43,8 +45,6 @@ def decoded_scores(
         beside = f"{RIDGE}/{target}"
         training = store.read_rows(features, target, image_ids=training_ids)[:, :width]
         mean = training.mean(axis=0)
-        shown, image_of_trial = np.unique(trial_ids, return_inverse=True)
-        repeated = len(trial_ids) > len(shown)
         single = store.read_rows(trials, target)
         found[target] = scores(
             true=store.read_rows(features, target, image_ids=image_ids)[:, :width],
