@@ -109,7 +109,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def head(*words: str, token: bool = False, **environment: str) -> Iterator[Cluster]:
+def head(
+    *words: str, token: bool = False, port: int | None = None, **environment: str
+) -> Iterator[Cluster]:
     """Yield a cluster whose head holds no CPU, and end all its processes afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="rb", dir="/tmp"))
     own = {
@@ -124,7 +126,7 @@ def head(*words: str, token: bool = False, **environment: str) -> Iterator[Clust
     if token:
         own["RAY_AUTH_TOKEN"] = TOKEN
     own.pop("RAY_ADDRESS", None)
-    cluster = Cluster(folder, free_port(), free_port(), own)
+    cluster = Cluster(folder, port or free_port(), free_port(), own)
     try:
         cluster.start(
             "--head", f"--port={cluster.port}", f"--temp-dir={folder}/head",

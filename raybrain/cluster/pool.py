@@ -11,7 +11,7 @@ from typing import Any
 from raybrain import config
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect, data_context, slots, worker_environment
+from raybrain.cluster.session import connect, data_context, worker_environment
 
 WORKER_DEATHS = 3
 """How often a unit is tried again after the worker that drew it died."""
@@ -178,8 +178,9 @@ def _results(
             compute=ray.data.ActorPoolStrategy(
                 min_size=smallest,
                 max_size=largest,
-                # A pool that starts small may never grow where the cluster adds nodes on demand.
-                initial_size=min(max(slots(workers), smallest), largest),
+                # Workers that wait for a place are what a cluster on demand adds nodes for, and
+                # they stop asking when this process ends; elsewhere they cost nothing.
+                initial_size=largest,
             ),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,

@@ -1,8 +1,4 @@
-"""How much of 64 workers' time a pool makes use of, on one machine and in miniature.
-
-A unit of work is a timed sleep, so that 64 workers fit on any number of cores; what is measured is
-what the pool itself costs: handing out units, hearing results, replacing workers that are killed.
-"""
+"""How much of 64 workers' time a pool makes use of, on one machine and in miniature."""
 
 import itertools
 import os
@@ -10,12 +6,12 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from raybrain import cluster
 from raybrain.config import Workers
+from tests.benchmarks.sleeping import Sleeper, ideal_seconds, starts
 
 pytestmark = [pytest.mark.ray, pytest.mark.benchmark]
 
@@ -25,22 +21,6 @@ SHARE_KILLED = 0.05
 SLOWEST_START = 10.0
 
 
-class Sleeper:
-    """Takes a while to start, then sleeps a fixed time per unit and writes down when."""
-
-    def __init__(self, *, folder, slowest_start):
-        time.sleep(random.Random(os.getpid()).uniform(0.0, slowest_start))
-        self.log = Path(folder, f"worker-{os.getpid()}")
-        self.log.write_text(f"{time.time()}\n")
-
-    def __call__(self, unit):
-        started = time.time()
-        time.sleep(UNIT_SECONDS)
-        with self.log.open("a") as log:
-            log.write(f"{started} {time.time()} {unit}\n")
-        return unit
-
-
 def kill_some(folder, *, workers, count, after):
     """Kill ``count`` of the workers, ``after`` seconds apart, once half of them are there."""
     while len(list(folder.glob("worker-*"))) < workers // 2:
@@ -48,16 +28,6 @@ def kill_some(folder, *, workers, count, after):
     for mark in random.Random(0).sample(sorted(folder.glob("worker-*")), count):
         time.sleep(after)
         os.kill(int(mark.name.partition("-")[2]), signal.SIGKILL)
-
-
-def ideal_seconds(starts, *, work):
-    """Return T with sum over workers of max(0, T - start) equal to ``work``."""
-    low, high = min(starts), max(starts) + work
-    for _ in range(100):
-        middle = (low + high) / 2
-        enough = sum(max(0.0, middle - start) for start in starts) >= work
-        low, high = (low, middle) if enough else (middle, high)
-    return high
 
 
 def test_64_workers_lose_at_most_a_tenth_though_some_are_killed(tmp_path, scale):
@@ -74,7 +44,11 @@ def test_64_workers_lose_at_most_a_tenth_though_some_are_killed(tmp_path, scale)
         drawn = cluster.draw_units(
             Sleeper,
             range(units),
-            worker_arguments={"folder": str(tmp_path), "slowest_start": SLOWEST_START},
+            worker_arguments={
+                "folder": str(tmp_path),
+                "slowest_start": SLOWEST_START,
+                "unit_seconds": UNIT_SECONDS,
+            },
             workers=Workers(min=workers, max=workers, cpus=0.03),
             description="sleep",
         )
@@ -82,16 +56,15 @@ def test_64_workers_lose_at_most_a_tenth_though_some_are_killed(tmp_path, scale)
         finished = time.time()
     killer.join(timeout=60)
     assert found == list(range(units))
-    logs = [mark.read_text().splitlines() for mark in tmp_path.glob("worker-*")]
-    starts = sorted(float(log[0]) for log in logs)
-    begun = starts[0]
-    assert len(starts) >= workers + killed
+    ready = starts(tmp_path)
+    begun = ready[0]
+    assert len(ready) >= workers + killed
     # The replacements of killed workers are no extra capacity: no more than 64 run at a time.
-    ideal = ideal_seconds([start - begun for start in starts[:workers]], work=units * UNIT_SECONDS)
+    ideal = ideal_seconds([start - begun for start in ready[:workers]], work=units * UNIT_SECONDS)
     taken = finished - begun
     scale.claim(
         ideal / taken >= 0.9,
-        f"{workers} workers up within {starts[workers - 1] - begun:.1f} s, {killed} killed, "
+        f"{workers} workers up within {ready[workers - 1] - begun:.1f} s, {killed} killed, "
         f"{units} units of {UNIT_SECONDS} s: {taken:.1f} s, ideal {ideal:.1f} s, "
         f"efficiency {ideal / taken:.1%} (at least 90 %)",
     )
@@ -104,7 +77,11 @@ def test_a_pool_of_one_waits_little_between_units(tmp_path, scale):
             cluster.draw_units(
                 Sleeper,
                 range(units),
-                worker_arguments={"folder": str(tmp_path), "slowest_start": 0.0},
+                worker_arguments={
+                    "folder": str(tmp_path),
+                    "slowest_start": 0.0,
+                    "unit_seconds": UNIT_SECONDS,
+                },
                 workers=Workers(),
                 description="sleep",
             )
