@@ -180,3 +180,36 @@ def _run_on(cluster, *words: str) -> subprocess.CompletedProcess:
         check=False,
         timeout=1200,
     )
+
+
+def test_an_error_names_the_node_that_lacks_a_path(tmp_path):
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("hiding the driver's folders from a node needs root")
+    (tmp_path / "betas.csv").write_text("1")
+    code = f"""
+from pathlib import Path
+from raybrain import cluster
+from raybrain.config import InputError, Workers
+for path in ("{tmp_path}/betas.csv", "{tmp_path}/nowhere.csv"):
+    try:
+        cluster.map_tasks(Path.read_text, [Path(path)], workers=Workers(), description="read")
+    except InputError as error:
+        print("refused:", error)
+    except FileNotFoundError as error:
+        print("raised:", error)
+"""
+    hide = f'mount -t tmpfs tmpfs {tmp_path} && exec "$@"'
+    with clusters.head("--num-cpus=0") as cluster:
+        cluster.start(
+            f"--address={cluster.address}", "--num-cpus=1",
+            f"--temp-dir={cluster.folder}/node1",
+            before=("unshare", "-m", "sh", "-c", hide, "sh"),
+        )  # fmt: skip
+        cluster.wait(lambda: len(cluster.nodes()) == 2, what="two nodes")
+        address = cluster.nodes()[0]["NodeManagerAddress"]
+        refused, raised = cluster.python(code, timeout=120).splitlines()
+    assert refused == (
+        f"refused: node {address} has no {tmp_path}/betas.csv, which the node of this command has; "
+        f"put it where every node finds it: in a folder that all share, or in a bucket"
+    )
+    assert raised.startswith("raised: [Errno 2]")
