@@ -211,6 +211,7 @@ def test_no_more_tasks_run_at_once_than_workers_allow(tmp_path):
 
 def test_ctrl_c_ends_the_tasks(tmp_path):
     file = tmp_path / "beat"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     with pytest.raises(KeyboardInterrupt):
         beat_until_interrupted(file)
     deadline = time.monotonic() + 60
