@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -23,8 +24,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Tree = TypeVar("Tree", bound=BaseModel)
+
+SECRET = "secret"
 
 
 class InputError(ValueError):
@@ -53,8 +57,20 @@ def fill_environment(text: str) -> str:
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
 
 
-Location = Annotated[str, AfterValidator(fill_environment)]
-"""A folder or an fsspec URL."""
+def _location(text: str) -> str:
+    filled = fill_environment(text)
+    if "://" in filled and urlsplit(filled).password is not None:
+        raise PydanticCustomError(
+            SECRET,
+            "holds a password, and settings are logged; leave it out and set PGPASSWORD or "
+            "~/.pgpass for a database, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a "
+            "tracking server, or a bucket's own credentials",
+        )
+    return filled
+
+
+Location = Annotated[str, AfterValidator(_location)]
+"""A folder or a URL, which may not hold a password."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -326,12 +342,13 @@ class Resources(Section):
     """Workers of every stage that runs on Ray."""
 
     tasks: Workers = Workers(max=2)
-    """Independent tasks: simulation, ingest, evaluation."""
+    """Tasks without a network or a generator: simulation, ingest, ridge, evaluation."""
     train: Workers = Workers()
     generate: Workers = Workers(max=2)
     """The pool of Stable Diffusion workers."""
     tune: Workers = Workers(max=2)
-    """Candidates at once, and what each worker of a candidate holds."""
+    """Candidates at once, and what each worker of a candidate holds. A cluster that was joined is
+    asked for all of them together, so that it can add nodes."""
 
 
 class Range(Section):
@@ -574,7 +591,8 @@ def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -
         return f"{source}: '{address}' is missing; add it"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault.get("input")
-    shown = f" (found {found!r})" if not isinstance(found, dict | BaseModel) else ""
+    hidden = isinstance(found, dict | BaseModel) or fault["type"] == SECRET
+    shown = "" if hidden else f" (found {found!r})"
     subject = f"'{address}': " if address else ""
     return f"{source}: {subject}{message[:1].lower()}{message[1:]}{shown}"
 

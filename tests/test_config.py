@@ -80,3 +80,16 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path):
     broken.write_text("name: [")
     with pytest.raises(InputError, match="not valid YAML"):
         _load(broken)
+
+
+@pytest.mark.parametrize("address", ["tracking.uri", "tuning.storage", "workspace"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(address, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATABASE", "postgresql://lab:hunter2@10.0.0.1/runs")
+    file = tmp_path / "one.yaml"
+    space = {"training.lr": {"low": 1e-5, "high": 1e-2}}
+    file.write_text(yaml.safe_dump({**SMALL, "tuning": {"space": space}}))
+    with pytest.raises(InputError, match=f"'{address}': holds a password") as caught:
+        config.load(file, (f"{address}=${{DATABASE}}",), schema=Experiment)
+    assert "hunter2" not in str(caught.value)
+    without = "tracking.uri=postgresql://lab@10.0.0.1/runs"
+    assert config.load(file, (without,), schema=Experiment).tracking.uri
