@@ -41,6 +41,7 @@ def reading(folder: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="rb") as place:
         files, root = fsspec.core.url_to_fs(folder)
+        files.invalidate_cache()
         for file in files.find(root):
             target = Path(place, file.removeprefix(root).lstrip("/"))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,14 @@ def exists(path: str) -> bool:
     files, root = fsspec.core.url_to_fs(path)
     files.invalidate_cache()  # another process may have written it
     return bool(files.exists(root))
+
+
+def remove(folder: str) -> None:
+    """Remove a folder and all it holds, if it is there."""
+    files, root = fsspec.core.url_to_fs(folder)
+    files.invalidate_cache()
+    with contextlib.suppress(FileNotFoundError):
+        files.rm(root, recursive=True)
 
 
 def read_text(path: str) -> str:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
@@ -283,21 +284,41 @@ def test_the_pictures_of_a_study_are_drawn_without_a_network(tmp_path):
     assert "https://cdn" not in (tmp_path / "param_importances.html").read_text()[:20_000]
 
 
-def test_a_candidate_keeps_only_its_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_candidate_keeps_only_its_last_checkpoint(tmp_path, monkeypatch, place):
+    folder = str(tmp_path) if place == "folder" else f"memory://{tmp_path.name}"
     monkeypatch.setattr("raybrain.cluster.candidates.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     monkeypatch.setattr("raybrain.cluster.candidates.told", lambda reference: False)
     keeper = _Silent()
-    seat = TaskSeat(keeper, study.Candidate(3, {}, 0), str(tmp_path))
+    seat = TaskSeat(keeper, study.Candidate(3, {}, 0), folder)
     with seat.latest_checkpoint() as found:
         assert found is None
     for epoch in (1, 2):
-        seat.report({"epoch": epoch}, lambda folder: (folder / "x").write_text("state"))
-    with seat.latest_checkpoint() as found:
-        assert found == tmp_path / "candidate_00003" / "epoch_00002"
-        assert (found / "x").read_text() == "state"
-    assert [path.name for path in found.parent.iterdir()] == ["epoch_00002"]
+        seat.report({"epoch": epoch}, lambda at: (at / "x").write_text(f"state {epoch}"))  # noqa: B023
+    another = TaskSeat(keeper, study.Candidate(3, {}, 0), folder)
+    with another.latest_checkpoint() as found:
+        assert (found / "x").read_text() == "state 2"
+    files, root = fsspec.core.url_to_fs(folder)
+    kept = {name.removeprefix(f"{root}/candidate_00003/") for name in files.find(root)}
+    assert kept == {"epoch_00002/x", "latest"}
     seat.clear()
-    assert list(tmp_path.iterdir()) == []
+    assert files.find(root) == []
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("raybrain.cluster.candidates.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("raybrain.cluster.candidates.told", lambda reference: False)
+    seat = TaskSeat(_Silent(), study.Candidate(3, {}, 0), str(tmp_path))
+    seat.report({"epoch": 1}, lambda folder: (folder / "x").write_text("state"))
+
+    def killed(folder):
+        (folder / "x").write_text("half")
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        seat.report({"epoch": 2}, killed)
+    with seat.latest_checkpoint() as found:
+        assert (found / "x").read_text() == "state"
 
 
 class _Silent:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybrain import places
 from raybrain.cluster.study import Candidate
 from raybrain.cluster.worker import Save, TrainSeat, seated
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Loop = Callable[[Candidate], Mapping[str, float]]
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 """A candidate of a few seconds need not write any."""
+LATEST = "latest"
+"""File that names the folder of the last whole checkpoint."""
 
 
 def run_candidate(loop: Loop, keeper: Any, slot: str, folder: str) -> None:
@@ -69,8 +71,7 @@ class TaskSeat:
 
     def __init__(self, keeper: Any, candidate: Candidate, folder: str) -> None:
         self._keeper, self._candidate = keeper, candidate
-        local = folder and "://" not in folder
-        self._folder = Path(folder) / f"candidate_{candidate.number:05d}" if local else None
+        self._folder = f"{folder}/candidate_{candidate.number:05d}" if folder else ""
         self._saved = time.monotonic()
 
     def report(self, metrics: Mapping[str, Any], save: Save | None) -> None:
@@ -80,34 +81,41 @@ class TaskSeat:
         if told(self._keeper.report.remote(self._candidate.number, dict(metrics))):
             raise StoppedEarly
         due = time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS
-        if save is not None and self._folder is not None and due:
+        if save is not None and self._folder and due:
             self._save(save, epoch=int(metrics["epoch"]))
             self._saved = time.monotonic()
 
     def _save(self, save: Save, *, epoch: int) -> None:
-        assert self._folder is not None
-        unfinished = self._folder / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save(unfinished)
-        before = self._checkpoints()
-        unfinished.rename(self._folder / f"epoch_{epoch:05d}")
-        for old in before:
-            shutil.rmtree(old)
+        before, name = self._latest(), f"epoch_{epoch:05d}"
+        if before == name:
+            return
+        with places.writing(f"{self._folder}/{name}") as folder:
+            save(folder)
+        # Named once it is whole, wherever it lies: a bucket has no rename.
+        places.write_text(f"{self._folder}/{LATEST}", name)
+        if before is not None:
+            places.remove(f"{self._folder}/{before}")
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self._folder.glob("epoch_*")) if self._folder is not None else []
+    def _latest(self) -> str | None:
+        try:
+            return places.read_text(f"{self._folder}/{LATEST}") if self._folder else None
+        except FileNotFoundError:
+            return None
 
     @contextlib.contextmanager
     def latest_checkpoint(self) -> Iterator[Path | None]:
         """Yield the last checkpoint of the candidate, from a worker or a driver that died."""
-        found = self._checkpoints()
-        yield found[-1] if found else None
+        latest = self._latest()
+        if latest is None:
+            yield None
+            return
+        with places.reading(f"{self._folder}/{latest}") as folder:
+            yield folder
 
     def clear(self) -> None:
         """Remove the checkpoints of a candidate that is finished."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            places.remove(self._folder)
 
     def rank(self) -> int:
         """Return 0."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybrain import config
+from raybrain import config, places
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.session import connect, data_context, worker_environment
 
@@ -22,6 +22,7 @@ WORKER_DEATHS = 3
 """How often the workers are started again after one of them died."""
 CHECKPOINTS_KEPT = 2
 POLL_SECONDS = 0.1
+REPORTS = "reports.jsonl"
 
 
 def train(
@@ -88,7 +89,13 @@ def train(
                 **_storage(storage),
                 failure_config=FailureConfig(max_failures=WORKER_DEATHS),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-                callbacks=[_messenger(journal=journal, in_group=workers.max > 1)],
+                callbacks=[
+                    _messenger(
+                        journal=journal,
+                        copy=_copy_of_journal(storage=storage, name=name),
+                        in_group=workers.max > 1,
+                    )
+                ],
                 worker_runtime_env=worker_environment(workers),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -99,7 +106,7 @@ def train(
 
 def _storage(address: str) -> dict[str, Any]:
     """Return where Ray Train keeps checkpoints, read and written as all else is: with fsspec."""
-    if "://" not in address:
+    if not places.is_remote(address):
         return {"storage_path": address}
     import fsspec
     import pyarrow.fs
@@ -152,7 +159,7 @@ def _carrying_errors(loop: Callable[[dict[str, Any]], Any]) -> Callable[[dict[st
     return carrying
 
 
-def _messenger(*, journal: Path, in_group: bool) -> UserCallback:
+def _messenger(*, journal: Path, copy: str | None, in_group: bool) -> UserCallback:
     from ray.train.v2.api.callback import UserCallback
 
     class Messenger(UserCallback):
@@ -161,6 +168,8 @@ def _messenger(*, journal: Path, in_group: bool) -> UserCallback:
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
             with journal.open("a") as lines:
                 lines.write(json.dumps(metrics[0]) + "\n")
+            if copy is not None:
+                places.write_text(copy, journal.read_text())
 
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             failure = _own_failure(worker_exceptions, in_group=in_group)
@@ -188,14 +197,25 @@ def _own_failure(worker_exceptions: Mapping[int, Exception], *, in_group: bool) 
 
 @contextlib.contextmanager
 def _journal(*, storage: str, name: str) -> Iterator[Path]:
-    """Yield the file of this run's reports, kept beside the checkpoints where that is local."""
-    if "://" in storage:
-        with tempfile.TemporaryDirectory(prefix="rb") as folder:
-            yield Path(folder) / "reports.jsonl"
+    """Yield the file of this run's reports, those of earlier attempts included.
+
+    It is kept beside the checkpoints; in a bucket, which cannot append, as a copy.
+    """
+    copy = _copy_of_journal(storage=storage, name=name)
+    if copy is None:
+        folder_of_run = Path(storage) / name
+        folder_of_run.mkdir(parents=True, exist_ok=True)
+        yield folder_of_run / REPORTS
         return
-    folder_of_run = Path(storage) / name
-    folder_of_run.mkdir(parents=True, exist_ok=True)
-    yield folder_of_run / "reports.jsonl"
+    with tempfile.TemporaryDirectory(prefix="rb") as folder:
+        journal = Path(folder) / REPORTS
+        if places.exists(copy):
+            journal.write_text(places.read_text(copy))
+        yield journal
+
+
+def _copy_of_journal(*, storage: str, name: str) -> str | None:
+    return f"{storage}/{name}/{REPORTS}" if places.is_remote(storage) else None
 
 
 @contextlib.contextmanager
