@@ -78,6 +78,27 @@ class Cluster:
             **options,
         )
 
+    def submit(self, *words: str, job: str, wait: bool = True) -> subprocess.CompletedProcess:
+        """Submit ``python jobs/run.py ...`` as the docs say."""
+        options = [] if wait else ["--no-wait"]
+        deadline = time.monotonic() + 90
+        while True:
+            done = self.job(
+                "submit", "--working-dir", ".", "--submission-id", job, *options, "--",
+                "python", "jobs/run.py", *words, timeout=900,
+            )  # fmt: skip
+            # The head answers some seconds before its agent can take jobs.
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                return done
+            time.sleep(2)
+
+    def status(self, job: str) -> str:
+        """Return where a job stands, or an empty string where nobody says."""
+        done = self.job("status", job)
+        said = (done.stdout + done.stderr).upper()
+        known = ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING")
+        return next((one for one in known if one in said), "")
+
     def python(self, code: str, *, timeout: float = 60) -> str:
         """Run code that is connected to the cluster and return what it prints."""
         start = "import json, ray; ray.init(logging_level=50, log_to_driver=False)\n"

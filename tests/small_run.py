@@ -72,6 +72,20 @@ def finished(experiment_file) -> Experiment:
     return load_experiment(experiment_file)
 
 
+def same_results(one: Experiment, other: Experiment) -> None:
+    """Assert that two runs decoded and drew the same, byte for byte."""
+    for name in ("latents", "prompt_embeds"):
+        np.testing.assert_array_equal(
+            store.read_rows(outputs.predictions(one).folder, name),
+            store.read_rows(outputs.predictions(other).folder, name),
+        )
+    for row in ("system", "ceiling"):
+        np.testing.assert_array_equal(
+            store.read_rows(outputs.reconstructions(one).folder, row),
+            store.read_rows(outputs.reconstructions(other).folder, row),
+        )
+
+
 def contents_of(experiment: Experiment) -> dict[str, np.ndarray]:
     predictions = outputs.predictions(experiment).folder
     drawn = outputs.reconstructions(experiment).folder

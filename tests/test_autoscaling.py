@@ -8,15 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
 
-from raybrain import cli, outputs, seal, store
+from raybrain import cli, outputs, seal
 from raybrain.stages import searching
 from tests import clusters
-from tests.small_run import load_experiment
+from tests.small_run import load_experiment, same_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -197,14 +196,28 @@ def test_nodes_come_and_go_and_a_killed_one_in_any_stage_costs_nothing(
     for stage in ("simulate", "ingest", "features", "train", "predict", "reconstruct"):
         assert cli.main([stage, str(file), *SLOW[:-2], undisturbed]) == 0
     wanted = load_experiment(file, *SLOW, undisturbed)
-    for name in ("latents", "prompt_embeds"):
-        np.testing.assert_array_equal(
-            store.read_rows(outputs.predictions(experiment).folder, name),
-            store.read_rows(outputs.predictions(wanted).folder, name),
-        )
-    for row in ("system", "ceiling"):
-        np.testing.assert_array_equal(
-            store.read_rows(outputs.reconstructions(experiment).folder, row),
-            store.read_rows(outputs.reconstructions(wanted).folder, row),
-        )
+    same_results(experiment, wanted)
     assert Path(outputs.run_folder(experiment), searching.BEST).exists()
+
+
+def test_a_stopped_job_lets_its_nodes_go_and_goes_on_when_it_is_submitted_again(
+    growing, finished, experiment_file, tmp_path
+):
+    place = f"workspace={tmp_path}/workspace"
+    words = (str(experiment_file), place, "resources.generate={max: 2, gpus: 1}")
+    experiment = load_experiment(experiment_file, *words[1:])
+    network = Path(outputs.decoder(experiment, "prompt_embeds").folder)
+    begun = growing.submit(*words, job="first", wait=False)
+    assert begun.returncode == 0, begun.stderr
+    growing.wait((network / seal.BEGUN).exists, what="training", seconds=400)
+    assert _nodes(growing)
+    assert growing.job("stop", "first").returncode == 0
+    growing.wait(lambda: growing.status("first") == "STOPPED", what="the stop")
+    assert not (network / seal.SEAL).exists()
+    growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=90)
+    done = growing.submit(*words, job="second")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert growing.status("second") == "SUCCEEDED"
+    assert "sealed already" in done.stdout
+    growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=90)
+    same_results(finished, experiment)

@@ -6,51 +6,13 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from raybrain import outputs, store, tracking
+from raybrain import outputs, tracking
 from tests import clusters
-from tests.small_run import load_experiment
+from tests.small_run import load_experiment, same_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
-
-PREDICTED = ("latents", "prompt_embeds")
-
-
-def _submit(cluster, *words: str, job: str, wait: bool = True):
-    options = [] if wait else ["--no-wait"]
-    deadline = time.monotonic() + 90
-    while True:
-        done = cluster.job(
-            "submit", "--working-dir", ".", "--submission-id", job, *options, "--",
-            "python", "jobs/run.py", *words, timeout=900,
-        )  # fmt: skip
-        # The head answers some seconds before its agent can take jobs.
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:
-            return done
-        time.sleep(2)
-
-
-def _status(cluster, job: str) -> str:
-    done = cluster.job("status", job)
-    said = (done.stdout + done.stderr).upper()
-    return next(
-        (s for s in ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING") if s in said), ""
-    )
-
-
-def _same_predictions(finished, experiment) -> None:
-    for name in PREDICTED:
-        np.testing.assert_array_equal(
-            store.read_rows(outputs.predictions(experiment).folder, name),
-            store.read_rows(outputs.predictions(finished).folder, name),
-        )
-    for row in ("system", "ceiling"):
-        np.testing.assert_array_equal(
-            store.read_rows(outputs.reconstructions(experiment).folder, row),
-            store.read_rows(outputs.reconstructions(finished).folder, row),
-        )
 
 
 def test_a_submitted_job_gives_the_bytes_of_the_direct_command(finished, experiment_file, tmp_path):
@@ -62,15 +24,15 @@ def test_a_submitted_job_gives_the_bytes_of_the_direct_command(finished, experim
         assert refused.returncode != 0
         assert "401" in refused.stderr + refused.stdout or "token" in refused.stderr.lower()
         cluster.environment = known
-        done = _submit(cluster, str(experiment_file), place, job="whole")
+        done = cluster.submit(str(experiment_file), place, job="whole")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert _status(cluster, "whole") == "SUCCEEDED"
+        assert cluster.status("whole") == "SUCCEEDED"
         assert "gallery" in done.stdout
-        wrong = _submit(cluster, str(experiment_file), "decode.latents.rois=[V9]", job="wrong")
+        wrong = cluster.submit(str(experiment_file), "decode.latents.rois=[V9]", job="wrong")
         assert wrong.returncode != 0
         assert "V9" in wrong.stdout
     experiment = load_experiment(experiment_file, place)
-    _same_predictions(finished, experiment)
+    same_results(finished, experiment)
     tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
     runs = tracker.client.search_runs(
         [one.experiment_id for one in tracker.client.search_experiments()]
@@ -84,18 +46,18 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(finished, experiment_f
     experiment = load_experiment(experiment_file, place)
     store_folder = Path(outputs.subject_store(experiment).folder)
     with clusters.head("--num-cpus=2") as cluster:
-        begun = _submit(cluster, str(experiment_file), place, job="first", wait=False)
+        begun = cluster.submit(str(experiment_file), place, job="first", wait=False)
         assert begun.returncode == 0, begun.stderr
         cluster.wait((store_folder / "seal.json").exists, what="ingest", seconds=300)
         assert cluster.job("stop", "first").returncode == 0
-        cluster.wait(lambda: _status(cluster, "first") == "STOPPED", what="the stop")
+        cluster.wait(lambda: cluster.status("first") == "STOPPED", what="the stop")
         sealed = (store_folder / "seal.json").stat().st_mtime_ns
         tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
-        done = _submit(cluster, str(experiment_file), place, job="second")
+        done = cluster.submit(str(experiment_file), place, job="second")
         assert done.returncode == 0, done.stdout[-3000:]
         assert "sealed already" in done.stdout
     assert (store_folder / "seal.json").stat().st_mtime_ns == sealed
-    _same_predictions(finished, experiment)
+    same_results(finished, experiment)
     ids = [one.experiment_id for one in tracker.client.search_experiments()]
     assert "RUNNING" not in {run.info.status for run in tracker.client.search_runs(ids)}
 
@@ -164,7 +126,7 @@ def test_nodes_that_share_no_folder_complete_the_demo_through_a_bucket(
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        _same_predictions(finished, load_experiment(experiment_file, *words))
+        same_results(finished, load_experiment(experiment_file, *words))
     finally:
         shutil.rmtree(generator)
 

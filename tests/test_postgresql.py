@@ -2,20 +2,27 @@
 
 import os
 import pwd
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
-from raybrain import tracking
+from raybrain import cli, outputs, tracking
 from raybrain.cluster.study import open_storage
 from raybrain.config import Tracking
-from tests.clusters import ROOT, free_port
+from tests.clusters import BIN, ROOT, free_port
+from tests.small_run import load_experiment, same_results
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 WRITERS, RUNS, STEPS, TRIALS = 4, 3, 20, 8
@@ -127,3 +134,94 @@ def test_writers_of_a_study_lose_nothing(server):
     assert sorted(trial.number for trial in trials) == list(range(WRITERS * TRIALS))
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert all(trial.intermediate_values == {1: trial.value} for trial in trials)
+
+
+@pytest.fixture
+def tracking_server(server, tmp_path):
+    """Yield the address of MLflow, started by the command of cluster.yaml on the test's server."""
+    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
+    (command,) = (one for one in commands if "mlflow server" in one)
+    words = shlex.split(re.search(r"mlflow server[^>]*", command).group())
+    port = free_port()
+    for option, value in (
+        ("--port", str(port)),
+        ("--backend-store-uri", f"{server}/mlflow"),
+        ("--artifacts-destination", f"{tmp_path}/artifacts"),
+    ):
+        words[words.index(option) + 1] = value
+    with (tmp_path / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(BIN / words[0]), *words[1:]],
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _healthy(address):
+            assert process.poll() is None, (tmp_path / "mlflow.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+def test_a_run_and_a_search_are_recorded_as_on_a_cluster(
+    server, tracking_server, finished, experiment_file, tmp_path
+):
+    import optuna
+
+    tree = yaml.safe_load(experiment_file.read_text())
+    tree["name"] = "recorded"
+    tree["tuning"] = {
+        "candidates": 3,
+        "top": 1,
+        "seeds": 1,
+        "space": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    }
+    file = tmp_path / "recorded.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    storage = f"{server}/optuna"
+    words = (f"tracking.uri={tracking_server}", f"tuning.storage={storage}")
+    assert cli.main(["run", str(file), *words]) == 0
+    assert cli.main(["tune", str(file), *words]) == 0
+    assert cli.main(["tune", str(file), *words, "tuning.candidates=5"]) == 0
+    experiment = load_experiment(file, *words)
+    same_results(finished, experiment)
+    tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
+    ids = [one.experiment_id for one in tracker.client.search_experiments()]
+    runs = tracker.client.search_runs(ids, "tags.`raybrain.stage` != ''")
+    ours = [run for run in runs if run.data.tags.get("output", "").endswith("recorded/report")]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (evaluated,) = ours
+    scores = tracker.client.download_artifacts(evaluated.info.run_id, "scores.txt", str(tmp_path))
+    made = Path(outputs.report(experiment).folder, "scores.txt")
+    assert Path(scores).read_text() == made.read_text()
+    candidates = [run for run in runs if run.data.tags["raybrain.stage"] == "candidate"]
+    assert len(candidates) == 5
+    (name,) = (
+        one.study_name for one in optuna.get_all_study_summaries(storage) if "rec" in one.study_name
+    )
+    states = [
+        trial.state.is_finished()
+        for trial in optuna.load_study(study_name=name, storage=storage).trials
+    ]
+    assert states == [True] * 5
+    registered = {one.name for one in tracker.client.search_registered_models()}
+    assert {"recorded-latents", "recorded-prompt_embeds"} <= registered
