@@ -214,7 +214,7 @@ def _make_all(
             _make(experiment, output, work)
         return
     with cluster.connect():
-        at_once = max(1, cluster.slots(workers) // workers.max)
+        at_once = cluster.groups_at_once(workers, size=workers.max)
         # Threads of the driver: what they do is to wait for workers.
         cluster.in_threads(
             [functools.partial(_make, experiment, output, work) for output in wanted],

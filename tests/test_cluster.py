@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
 
 from raybrain import cluster
 from raybrain.config import InputError, Resources, Workers
@@ -200,6 +203,61 @@ def test_an_error_keeps_its_type_and_its_words():
 def test_a_worker_has_as_many_threads_as_cpus(cpus):
     (found,) = cluster.map_tasks(threads, [0], workers=Workers(cpus=cpus), description="threads")
     assert found == (cpus, str(cpus))
+
+
+def make_array(*, folder, side):
+    Path(folder, f"made-{time.monotonic_ns()}").touch()
+    squares = cluster.map_tasks(square, list(range(side)), workers=ONE, description="square")
+    return np.asarray(squares), os.getpid()
+
+
+def test_a_result_stays_on_its_worker_which_may_start_tasks_of_its_own(tmp_path):
+    make = functools.partial(make_array, folder=tmp_path, side=3)
+    made = cluster.on_worker(make, workers=Workers(cpus=2), description="make")
+    squares, process = made.get()
+    assert squares.tolist() == [0, 1, 4]
+    assert process != os.getpid()
+    assert cluster.map_tasks(read_sum, [made, made], workers=TWO, description="read") == [5, 5]
+    assert len(list(tmp_path.glob("made-*"))) == 1
+
+
+def read_sum(made):
+    return int(made.get()[0].sum())
+
+
+def test_what_a_worker_raises_while_it_makes_a_result_keeps_its_type():
+    with pytest.raises(InputError, match="nothing called it here") as caught:
+        cluster.on_worker(functools.partial(refuse, "it"), workers=ONE, description="make")
+    assert "in refuse" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="died 4 times on make"):
+        cluster.on_worker(functools.partial(die, 0), workers=ONE, description="make")
+
+
+def test_a_log_says_every_minute_how_far_it_is_and_when_it_waits(monkeypatch, capfd):
+    monkeypatch.setattr("raybrain.cluster.progress.SECONDS_BETWEEN_LINES", 0.2)
+    with cluster.Progress(total=40, description="draw", unit="images") as progress:
+        time.sleep(0.5)
+        progress.advance(10, note="best 3")
+        time.sleep(0.5)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("draw: 0 of 40 images in 0.2 s")
+    assert re.fullmatch(
+        r"draw: 10 of 40 images in \S+ s \(\S+/s\), about 0 min left, best 3", lines[-2]
+    )
+    assert re.fullmatch(r"draw: 10 of 40 images in 1\.\d s \(\S+/s\)", lines[-1])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with cluster.Progress(total=40, description="draw", unit="images"):
+        time.sleep(0.3)
+    assert "'ray status' shows whether it waits for a node" in capfd.readouterr().err
+
+
+def test_a_joined_cluster_is_asked_for_every_group_and_a_machine_for_what_it_holds(monkeypatch):
+    workers = Workers(max=8)
+    held = int(ray.cluster_resources()["CPU"])
+    assert cluster.groups_at_once(workers, size=1) == held
+    assert cluster.groups_at_once(workers, size=held + 1) == 1
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster.groups_at_once(workers, size=held + 1) == 8
 
 
 def test_no_more_tasks_run_at_once_than_workers_allow(tmp_path):

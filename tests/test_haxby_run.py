@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybrain import cli, config, outputs, store
+from raybrain import cli, config, outputs
 from raybrain.config import Experiment
-from raybrain.stages.scoring import category_scores
+from raybrain.stages.drawing import Sources
+from raybrain.stages.scoring_targets import category_scores
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "haxby2001"
@@ -34,8 +35,9 @@ def workspace(tmp_path_factory):
 
 def accuracies(*changes):
     experiment = config.load(FILE, changes, schema=Experiment)
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="test")
-    return category_scores(experiment, opened)
+    return category_scores(
+        Sources.of(experiment), resamples=experiment.evaluate.bootstrap, seed=experiment.seed
+    )
 
 
 def test_categories_of_held_out_runs_are_decoded_and_shown(workspace):

@@ -6,11 +6,11 @@ Importing this package imports neither Ray nor Optuna nor torch.
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect, slots
+from raybrain.cluster.session import connect, groups_at_once
 from raybrain.cluster.share import Shared, Shelf, share, shelf
 from raybrain.cluster.space import assignments, check_space, default_settings, with_settings
 from raybrain.cluster.study import Candidate, Event, Outcome, storage_of
-from raybrain.cluster.tasks import map_tasks
+from raybrain.cluster.tasks import map_tasks, on_worker
 from raybrain.cluster.threads import in_threads
 from raybrain.cluster.train import train
 from raybrain.cluster.tuning import Refit, ranked, refit, search
@@ -30,9 +30,11 @@ __all__ = [
     "default_settings",
     "device",
     "draw_units",
+    "groups_at_once",
     "in_threads",
     "latest_checkpoint",
     "map_tasks",
+    "on_worker",
     "plot_study",
     "rank",
     "ranked",
@@ -41,7 +43,6 @@ __all__ = [
     "search",
     "share",
     "shelf",
-    "slots",
     "storage_of",
     "train",
     "with_settings",

@@ -11,7 +11,12 @@ from typing import Any
 from raybrain import config
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect, data_context, worker_environment
+from raybrain.cluster.session import (
+    beside_driver,
+    connect,
+    data_context,
+    worker_environment,
+)
 
 WORKER_DEATHS = 3
 """How often a unit is tried again after the worker that drew it died."""
@@ -168,7 +173,7 @@ def _results(
     context.print_on_execution_start = False
     context.max_errored_blocks = len(units)  # a block that is lost shows as a missing unit
     context.max_consecutive_actor_init_deaths = WORKER_DEATHS * largest
-    ledger = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    ledger = ray.remote(Ledger).options(max_restarts=-1, **beside_driver()).remote()
     with ray.data.DataContext.current(context):
         rows = [{"index": index, "unit": pickle.dumps(one)} for index, one in enumerate(units)]
         drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

@@ -1,14 +1,22 @@
-"""How far a stage is, on stderr: a bar on a terminal, one closing line everywhere else."""
+"""How far a stage is, on stderr: a bar on a terminal, a line now and then everywhere else."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
+from raybrain.cluster.session import starts_its_own
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Of a log that a person follows: a stage may take a day."""
+
 
 class Progress:
-    """A bar with rate and time left on a terminal; elsewhere one line when the work is done.
+    """A bar with rate and time left on a terminal; elsewhere a line a minute and one at the end.
+
+    The lines come whether anything was done or not, so that waiting shows.
 
     Parameters
     ----------
@@ -26,6 +34,8 @@ class Progress:
         self._started = time.monotonic()
         self._total, self._description, self._unit = total, description, unit
         self._done = 0
+        self._note = ""
+        self._ended = threading.Event()
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -37,6 +47,8 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
+        if not self._on_terminal:
+            threading.Thread(target=self._tell, name="progress", daemon=True).start()
         return self
 
     def __exit__(
@@ -45,6 +57,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
         self._bar.close()
         if not self._on_terminal:
             print(self._line(), file=sys.stderr, flush=True)
@@ -53,11 +66,26 @@ class Progress:
         """Count ``count`` more units, with a few words about the latest."""
         self._done += count
         if note:
+            self._note = note
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
+
+    def _tell(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LINES):
+            print(f"{self._line()}{self._outlook()}", file=sys.stderr, flush=True)
 
     def _line(self) -> str:
         seconds = time.monotonic() - self._started
         of = "" if self._total is None else f" of {self._total}"
         rate = f" ({self._done / seconds:.3g}/s)" if self._done and seconds > 0 else ""
         return f"{self._description}: {self._done}{of} {self._unit} in {seconds:.1f} s{rate}"
+
+    def _outlook(self) -> str:
+        """Return how long it may take yet, or where to look when nothing has come back."""
+        if not self._done:
+            return "" if starts_its_own() else "; 'ray status' shows whether it waits for a node"
+        note = f", {self._note}" if self._note else ""
+        if self._total is None:
+            return note
+        left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
+        return f", about {left / 60:.0f} min left{note}"

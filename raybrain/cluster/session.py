@@ -71,7 +71,7 @@ def connect(resources: config.Resources | None = None) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RAY_ADDRESS", "local") == "local":
+        if starts_its_own():
             stack.enter_context(_local_ray())
             _check_fit(resources)
         else:
@@ -90,8 +90,38 @@ def worker_environment(workers: config.Workers) -> dict[str, Any]:
     return {"env_vars": dict.fromkeys(THREAD_VARIABLES, threads)}
 
 
-def slots(workers: config.Workers) -> int:
-    """Return how many such workers the cluster holds at its present size."""
+def beside_driver() -> dict[str, Any]:
+    """Return options of an actor that needs no CPU: it lives on the driver's node.
+
+    Anywhere else it would die with a spot node, and keep an idle one from leaving.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+    }
+
+
+def groups_at_once(workers: config.Workers, *, size: int) -> int:
+    """Return how many groups of ``size`` such workers to start side by side, at least one.
+
+    On a machine that cannot grow, as many as it holds. A cluster that was joined is asked for all
+    of ``workers.max``: groups that wait for a place are what it adds nodes for.
+    """
+    if not starts_its_own():
+        return max(1, workers.max)
+    return max(1, _slots(workers) // size)
+
+
+def starts_its_own() -> bool:
+    """Return whether this process starts a Ray of its own, which cannot grow."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def _slots(workers: config.Workers) -> int:
     import ray
 
     held = ray.cluster_resources()
@@ -220,7 +250,7 @@ def _check_fit(resources: config.Resources | None) -> None:
         return
     for stage in type(resources).model_fields:
         workers: config.Workers = getattr(resources, stage)
-        if slots(workers) < workers.min:
+        if _slots(workers) < workers.min:
             held = ray.cluster_resources()
             gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
             raise config.InputError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from raybrain.cluster.session import beside_driver
+
 Value = TypeVar("Value")
 
 
@@ -72,4 +74,4 @@ def shelf() -> Shelf:
     """Return an empty shelf, to be handed to any number of workers while the connection is open."""
     import ray
 
-    return Shelf(ray.remote(_ShelfKeeper).options(num_cpus=0).remote())
+    return Shelf(ray.remote(_ShelfKeeper).options(**beside_driver()).remote())

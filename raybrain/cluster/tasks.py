@@ -1,4 +1,4 @@
-"""Independent items, one Ray task each."""
+"""Independent items, one Ray task each, and work whose result stays where it was made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from raybrain import config
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect, worker_environment
+from raybrain.cluster.share import Shared
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,12 +54,7 @@ def map_tasks(
         return []
     results: dict[int, Result] = {}
     with connect(), Progress(total=len(items), description=description, unit=unit) as progress:
-        run = ray.remote(_run).options(
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
-            max_retries=WORKER_DEATHS,
-            runtime_env=worker_environment(workers),
-        )
+        run = ray.remote(_run).options(**task_options(workers))
         shared = ray.put(function)
         waiting = list(enumerate(items))[::-1]
         running: dict[Any, int] = {}
@@ -76,6 +72,62 @@ def map_tasks(
             for task in running:
                 ray.cancel(task, force=True)
     return [results[index] for index in range(len(items))]
+
+
+def on_worker(
+    make: Callable[[], Result], *, workers: config.Workers, description: str
+) -> Shared[Result]:
+    """Return a handle of what ``make()`` returns on a worker; it stays on the worker's node.
+
+    For what takes memory or time, which the driver's node may have little of. ``make`` may itself
+    call `map_tasks`: a task that waits for others lends them its CPUs. If the node is lost, whoever
+    reads the handle has it made again.
+
+    Parameters
+    ----------
+    make : callable
+        It should repeat without harm.
+    workers : config.Workers
+        What the worker holds.
+    description : str
+        Shown beside the progress bar.
+
+    Raises
+    ------
+    RuntimeError
+        If the worker died more than three times.
+    Exception
+        What ``make`` raises, with its own type.
+    """
+    import ray
+
+    with connect(), Progress(total=1, description=description, unit="tasks") as progress:
+        made = ray.remote(_make).options(num_returns=2, **task_options(workers))
+        value, failure = made.remote(make)
+        try:
+            _result(failure, item=description)
+        except KeyboardInterrupt:
+            ray.cancel(failure, force=True)
+            raise
+        progress.advance()
+        return Shared(value)
+
+
+def task_options(workers: config.Workers) -> dict[str, Any]:
+    """Return what a Ray task that holds so much is started with."""
+    return {
+        "num_cpus": workers.cpus,
+        "num_gpus": workers.gpus,
+        "max_retries": WORKER_DEATHS,
+        "runtime_env": worker_environment(workers),
+    }
+
+
+def _make(make: Callable[[], Any]) -> tuple[Any, Failure | None]:
+    try:
+        return make(), None
+    except Exception as error:
+        return None, failure_of(error)
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Any:

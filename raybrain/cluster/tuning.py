@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from raybrain import config
+from raybrain import config, places
 from raybrain.cluster.candidates import Loop, complete, group_loop, run_alone, run_candidate, told
 from raybrain.cluster.progress import Progress
-from raybrain.cluster.session import connect, slots, worker_environment
+from raybrain.cluster.session import (
+    beside_driver,
+    connect,
+    groups_at_once,
+)
 from raybrain.cluster.space import grid
 from raybrain.cluster.study import Candidate, Event, Keeper, Outcome
-from raybrain.cluster.tasks import WORKER_DEATHS, map_tasks
+from raybrain.cluster.tasks import map_tasks, task_options
 from raybrain.cluster.train import train
 from raybrain.config import InputError
 
@@ -76,14 +78,12 @@ def search(
         If the first three candidates fail; its note holds the traceback of one.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with connect():
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # The database may be a file on the driver's disk.
+        # The database, too, may be a file on the driver's disk.
         keeper: Any = (
             ray.remote(Keeper)
-            .options(num_cpus=0, scheduling_strategy=here)
+            .options(**beside_driver())
             .remote(tuning, name=name, storage=storage, seed=seed)
         )
         told(keeper.open.remote(default))
@@ -214,12 +214,7 @@ def _run_tasks(
     """Run the candidates that are left, one task each, and yield now and then."""
     import ray
 
-    run = ray.remote(run_candidate).options(
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
-        max_retries=WORKER_DEATHS,
-        runtime_env=worker_environment(workers),
-    )
+    run = ray.remote(run_candidate).options(**task_options(workers))
     shared = ray.put(loop)
     waiting = [f"slot-{number}" for number in reversed(left)]
     running: dict[Any, str] = {}
@@ -256,9 +251,9 @@ def _run_groups(
     pool = ThreadPoolExecutor(max_workers=workers.max)
     try:
         while waiting or running:
-            # As many as fit now, so that settings are drawn late; more when the cluster grows.
-            fit = max(1, slots(workers) // tuning.workers)
-            while waiting and len(running) < min(fit, workers.max):
+            # No more than can have a place, so that settings are drawn late.
+            at_once = groups_at_once(workers, size=tuning.workers)
+            while waiting and len(running) < min(at_once, workers.max):
                 slot = waiting.pop()
                 running.add(
                     pool.submit(
@@ -308,8 +303,7 @@ def _run_group(
             told(keeper.prune.remote(candidate.number))
         else:
             complete(keeper, candidate, metrics)
-    if "://" not in folder:
-        shutil.rmtree(Path(folder) / name, ignore_errors=True)
+    places.remove(f"{folder}/{name}")
 
 
 def _group(tuning: config.Tuning, workers: config.Workers) -> config.Workers:

@@ -6,7 +6,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -32,10 +32,13 @@ from raybrain.stages import Made, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from raybrain.cluster import Shared
     from raybrain.config import Decode, Experiment, NetworkDecoder, Training
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
+
+Value = TypeVar("Value")
 
 DECODER = "decoder"
 """Folder of the fitted decoder within the stage's output."""
@@ -58,7 +61,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     data = _Data.of(experiment, target, decode)
     others: dict[str, TrainedDecoder] = {}
     if isinstance(decode.decoder, Ridge):
-        decoder = _fit_ridge(data, section=decode.decoder)
+        decoder = _ridge_on_worker(data, section=decode.decoder)
         warn_at_edges(decoder.parameters["alpha"], alphas=decode.decoder.alphas or ALPHAS)
     elif len(outputs.subjects_of(experiment, decode)) > 1:
         others = _fit_subjects(data, output=output, run=run)
@@ -70,7 +73,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         for subject, other in others.items():
             other.save(folder / OTHERS / subject)
         if data.wants_reference:
-            _fit_ridge(data, section=Ridge()).save(folder / REFERENCE)
+            _ridge_on_worker(data, section=Ridge()).save(folder / REFERENCE)
         if experiment.tracking.models:
             _register(data, decoder=decoder, saved=folder / DECODER, output=output, run=run)
     varying = decoder.held_out_r2[decoder.targets.varying]
@@ -85,18 +88,21 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 
 @dataclass(frozen=True)
 class _Data:
-    """One target of one subject, before anything is fitted."""
+    """One target of one subject, before anything is fitted; may be sent to any node."""
 
     experiment: Experiment
     target: str
     decode: Decode
     opened: SubjectStore
     """Training and validation trials."""
+    features: str
+    """The store of targets."""
 
     @classmethod
     def of(cls, experiment: Experiment, target: str, decode: Decode) -> _Data:
         folder = outputs.subject_store(experiment).folder
-        return cls(experiment, target, decode, store.open_store(folder, splits="training"))
+        opened = store.open_store(folder, splits="training")
+        return cls(experiment, target, decode, opened, outputs.features(experiment).folder)
 
     @property
     def mask(self) -> np.ndarray:
@@ -108,7 +114,18 @@ class _Data:
 
     def truth(self, rows: np.ndarray) -> np.ndarray:
         """Return the targets of images given by row of the store, or for the control others'."""
-        return truth_of(self.experiment, self.target, self.opened)(self.dealt(rows))
+        return self.true_targets(self.dealt(rows))
+
+    @property
+    def true_targets(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Rows of the store -> `targets_of` them."""
+        return functools.partial(
+            targets_of,
+            features=self.features,
+            target=self.target,
+            tokens=self.experiment.features.tokens,
+            opened=self.opened,
+        )
 
     def dealt(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows themselves, or for the control in an order that means nothing."""
@@ -179,22 +196,23 @@ def targets_of(
     return values.reshape(len(values), -1)
 
 
-def truth_of(
-    experiment: Experiment, target: str, opened: SubjectStore
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Return `targets_of` for one target, ready to be sent to a worker of any node."""
-    return functools.partial(
-        targets_of,
-        features=outputs.features(experiment).folder,
-        target=target,
-        tokens=experiment.features.tokens,
-        opened=opened,
-    )
-
-
 def image_rows(opened: SubjectStore) -> np.ndarray:
     """Return for each visible trial the row of its image in the store."""
     return opened.images.loc[opened.trials["image_id"], "row"].to_numpy()
+
+
+def _on_worker(make: Callable[[], Value], data: _Data, *, description: str) -> Shared[Value]:
+    """Do with a target's data on a worker what the driver's node need not have the memory for."""
+    return cluster.on_worker(
+        make,
+        workers=data.experiment.resources.tasks,
+        description=f"{description} {data.target}",
+    )
+
+
+def _ridge_on_worker(data: _Data, *, section: Ridge) -> TrainedDecoder:
+    fit = functools.partial(_fit_ridge, data, section=section)
+    return _on_worker(fit, data, description="ridge").get()
 
 
 def _fit_ridge(data: _Data, *, section: Ridge) -> TrainedDecoder:
@@ -240,14 +258,16 @@ def _solve(targets: np.ndarray, *, factor: Any, alphas: Any, folds: Any) -> Any:
 def _fit_network(data: _Data, *, output: Output, run: Run) -> TrainedDecoder:
     """Fit on training trials and stop early on validation images, with Ray Train."""
     scratch = f"{output.folder}/{ROWS}"
+    prepare_task = functools.partial(_task, data)
     if data.exceeds_memory:
         say("", f"{data.gigabytes:.1f} GB of {data.target} are streamed: training.memory is less")
-        task = _task_on_disk(data, folder=scratch)
-    else:
-        task = _task(data)
+        prepare_task = functools.partial(_task_on_disk, data, folder=scratch)
+    task = _on_worker(prepare_task, data, description="prepare")
     parameters = _trained(task, data.experiment, output=output, run=run)
+    finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
+    decoder: TrainedDecoder = _on_worker(finish, data, description="hold out").get()
     store.remove(scratch)
-    return task.finish(_network(task, parameters, seed=data.experiment.seed))
+    return decoder
 
 
 def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
@@ -262,9 +282,15 @@ def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, Trained
             f"{total:.1f} GB of {len(found)} subjects exceed training.memory="
             f"{data.experiment.training.memory:g}; raise it, or name fewer 'subjects'"
         )
-    task = shared_task({subject: _task(one) for subject, one in found.items()})
+    task = _on_worker(functools.partial(_task_of_all, found), data, description="prepare")
     parameters = _trained(task, data.experiment, output=output, run=run)
-    return task.finish(_network(task, parameters, seed=data.experiment.seed))
+    finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
+    decoders: dict[str, TrainedDecoder] = _on_worker(finish, data, description="hold out").get()
+    return decoders
+
+
+def _task_of_all(found: dict[str, _Data]) -> SharedTask:
+    return shared_task({subject: _task(one) for subject, one in found.items()})
 
 
 def _task(data: _Data) -> Task:
@@ -306,10 +332,9 @@ def _task_on_disk(data: _Data, *, folder: str) -> Task:
         folder=folder,
         memory=data.experiment.training.memory,
     )
-    truth = truth_of(data.experiment, data.target, data.opened)
     return gradient_task(
         examples,
-        targets=TargetRows(truth, data.dealt(examples.image_id), data.dimensions),
+        targets=TargetRows(data.true_targets, data.dealt(examples.image_id), data.dimensions),
         validation=validation,
         validation_targets=data.truth(validation.image_id),
         section=_network_section(data.decode),
@@ -322,7 +347,7 @@ def _network_section(decode: Decode) -> NetworkDecoder:
 
 
 def _trained(
-    task: Task | SharedTask, experiment: Experiment, *, output: Output, run: Run
+    task: Shared[Any], experiment: Experiment, *, output: Output, run: Run
 ) -> dict[str, np.ndarray]:
     """Return the weights that Ray Train's workers arrive at, resumed if they were killed."""
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -337,7 +362,7 @@ def _trained(
     trained: dict[str, np.ndarray] = cluster.train(
         _network_loop,
         settings={
-            "task": cluster.share(task),
+            "task": task,
             "training": experiment.training,
             "seed": experiment.seed,
         },
@@ -350,14 +375,16 @@ def _trained(
     return trained
 
 
-def _network(task: Task | SharedTask, parameters: dict[str, np.ndarray], *, seed: int) -> Any:
+def _finished(prepared: Shared[Any], parameters: dict[str, np.ndarray], *, seed: int) -> Any:
+    """Return the decoder, or one of each subject, with what it scores on held-out images."""
     import torch
 
+    task: Task | SharedTask = prepared.get()
     network = task.build(seed=seed)
     network.load_state_dict(
         {name: torch.from_numpy(value.copy()) for name, value in parameters.items()}
     )
-    return network
+    return task.finish(network)
 
 
 def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybrain import outputs, places, store
+from raybrain import cluster, outputs, places, store
 from raybrain.config import InputError
 from raybrain.decoders import load_decoder
 from raybrain.stages import Made
@@ -15,6 +18,7 @@ from raybrain.stages.fitting import DECODER, REFERENCE, image_rows
 if TYPE_CHECKING:
     from raybrain.config import Experiment
     from raybrain.outputs import Output
+    from raybrain.store import SubjectStore
     from raybrain.tracking import Run
 
 ESTIMATES = "estimates"
@@ -38,50 +42,86 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             f"{subject.folder} has no test trials; check 'split' in the catalog entry "
             f"{experiment.dataset} and that the sessions with test images are on disk"
         )
-    rows = image_rows(opened)
-    image_ids = opened.images.index[np.unique(rows)].tolist()
-    decoded: dict[str, np.ndarray] = {}
-    by_trial: dict[str, np.ndarray] = {}
-    for target, decode in outputs.targets(experiment):
-        betas = opened.betas(voxels=opened.mask(decode.rois))
-        told: dict[str, Any] = {"session": trials["session"].to_numpy(), "image_id": rows}
-        folder = outputs.decoder(experiment, target).folder
-        with places.reading(f"{folder}/{DECODER}") as saved:
-            decoder = load_decoder(saved)
-            predicted = decoder.predict(betas, **told)
-            single = decoder.predict(betas, **told, average=False)
-        shape = target_shape(experiment, target)
-        decoded[target] = predicted.values.reshape(len(image_ids), *shape)
-        decoded[f"{ESTIMATES}/{target}"] = predicted.estimates.reshape(len(image_ids), *shape)
-        by_trial[target] = single.estimates.reshape(len(rows), *shape)
-        if places.exists(f"{folder}/{REFERENCE}"):
-            with places.reading(f"{folder}/{REFERENCE}") as saved:
-                ridge = load_decoder(saved).predict(betas, **told)
-            decoded[f"{RIDGE}/{target}"] = ridge.estimates.reshape(len(image_ids), *shape)
-    attributes = {"store": subject.seal.digest}
-    _write(output.folder, decoded, image_ids=image_ids, attributes=attributes)
-    trial_ids = trials["image_id"].tolist()
-    _write(f"{output.folder}/{TRIALS}", by_trial, image_ids=trial_ids, attributes=attributes)
+    image_ids = opened.images.index[np.unique(image_rows(opened))].tolist()
+    decodings = [
+        _Decoding(
+            target=target,
+            rois=decode.rois,
+            shape=target_shape(experiment, target),
+            folders=_decoders(outputs.decoder(experiment, target).folder),
+        )
+        for target, decode in outputs.targets(experiment)
+    ]
+    of_images = {name: one.shape for one in decodings for name in one.names}
+    of_trials = {one.target: one.shape for one in decodings}
+    for folder, ids, shapes in (
+        (output.folder, image_ids, of_images),
+        (f"{output.folder}/{TRIALS}", trials["image_id"].tolist(), of_trials),
+    ):
+        store.create_rows(
+            folder,
+            {name: (shape, "float32") for name, shape in shapes.items()},
+            image_ids=ids,
+            rows_per_block=store.IMAGES_PER_CHUNK,
+            attributes={"store": subject.seal.digest},
+        )
+    cluster.map_tasks(
+        functools.partial(_decode, opened=opened, folder=output.folder),
+        decodings,
+        workers=experiment.resources.tasks,
+        description="predict",
+        unit="targets",
+    )
     return Made(f"{len(trials):,} test trials -> {len(image_ids):,} images")
 
 
-def _write(
-    folder: str,
-    arrays: dict[str, np.ndarray],
-    *,
-    image_ids: list[str],
-    attributes: dict[str, str],
-) -> None:
-    store.create_rows(
-        folder,
-        {name: (values.shape[1:], "float32") for name, values in arrays.items()},
-        image_ids=image_ids,
-        rows_per_block=store.IMAGES_PER_CHUNK,
-        attributes=attributes,
-    )
-    for name, values in arrays.items():
-        for block in store.missing_blocks(folder, name):
-            store.write_block(folder, name, values[block.start : block.stop], block=block)
+@dataclass(frozen=True)
+class _Decoding:
+    """A target to decode, on whatever node."""
+
+    target: str
+    rois: tuple[str, ...]
+    shape: tuple[int, ...]
+    folders: Mapping[str, str]
+    """`DECODER`, and `REFERENCE` where ridge was fitted beside a network -> its folder."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what is predicted of images."""
+        groups = [ESTIMATES, RIDGE] if REFERENCE in self.folders else [ESTIMATES]
+        return [self.target, *(f"{group}/{self.target}" for group in groups)]
+
+
+def _decoders(folder: str) -> dict[str, str]:
+    found = {DECODER: f"{folder}/{DECODER}", REFERENCE: f"{folder}/{REFERENCE}"}
+    return {name: place for name, place in found.items() if places.exists(place)}
+
+
+def _decode(decoding: _Decoding, *, opened: SubjectStore, folder: str) -> None:
+    """Write the predictions of one target."""
+    betas = opened.betas(voxels=opened.mask(decoding.rois))
+    told: dict[str, Any] = {
+        "session": opened.trials["session"].to_numpy(),
+        "image_id": image_rows(opened),
+    }
+    target, write = decoding.target, functools.partial(_write, shape=decoding.shape)
+    with places.reading(decoding.folders[DECODER]) as saved:
+        decoder = load_decoder(saved)
+        predicted = decoder.predict(betas, **told)
+        single = decoder.predict(betas, **told, average=False)
+    write(folder, target, predicted.values)
+    write(folder, f"{ESTIMATES}/{target}", predicted.estimates)
+    write(f"{folder}/{TRIALS}", target, single.estimates)
+    if REFERENCE in decoding.folders:
+        with places.reading(decoding.folders[REFERENCE]) as saved:
+            ridge = load_decoder(saved).predict(betas, **told)
+        write(folder, f"{RIDGE}/{target}", ridge.estimates)
+
+
+def _write(folder: str, name: str, values: np.ndarray, *, shape: tuple[int, ...]) -> None:
+    rows = values.reshape(len(values), *shape)
+    for block in store.missing_blocks(folder, name):
+        store.write_block(folder, name, rows[block.start : block.stop], block=block)
 
 
 def target_shape(experiment: Experiment, target: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from raybrain import cluster, diffusion, outputs, store
 from raybrain.decoders import prepare
 from raybrain.reranking import fit_encoding, rerank
-from raybrain.stages.drawing import SYSTEM
+from raybrain.stages.drawing import SYSTEM, Sources
 from raybrain.stages.fitting import image_rows
 
 if TYPE_CHECKING:
@@ -35,15 +36,37 @@ def chosen_samples(experiment: Experiment, *, test: SubjectStore) -> np.ndarray:
     ndarray of int, shape (image,)
         In the order of the reconstructions.
     """
-    training = store.open_store(outputs.subject_store(experiment).folder, splits="training")
-    mask = test.mask({roi for _, decode in outputs.targets(experiment) for roi in decode.rois})
+    sources = Sources.of(experiment)
+    drawn = outputs.reconstructions(experiment).folder
+    image_ids = store.row_ids(drawn)
+    choose = functools.partial(
+        _chosen,
+        sources,
+        rois={roi for _, decode in outputs.targets(experiment) for roi in decode.rois},
+        test=test,
+        image_ids=image_ids,
+        candidates=_latents_of_samples(experiment, folder=drawn, images=len(image_ids)),
+    )
+    return cluster.on_worker(choose, workers=experiment.resources.tasks, description="rerank").get()
+
+
+def _chosen(
+    sources: Sources,
+    *,
+    rois: set[str],
+    test: SubjectStore,
+    image_ids: list[str],
+    candidates: np.ndarray,
+) -> np.ndarray:
+    training = store.open_store(sources.stimuli, splits="training")
+    mask = test.mask(rois)
     examples = prepare(
         training.betas(voxels=mask),
         session=training.trials["session"].to_numpy(),
         image_id=image_rows(training),
     )
     shown = training.images.index[examples.image_id].tolist()
-    latents = store.read_rows(outputs.features(experiment).folder, "latents", image_ids=shown)
+    latents = store.read_rows(sources.features, "latents", image_ids=shown)
     model = fit_encoding(
         latents.reshape(len(latents), -1), responses=examples.betas[:], count=examples.count
     )
@@ -53,11 +76,10 @@ def chosen_samples(experiment: Experiment, *, test: SubjectStore) -> np.ndarray:
         image_id=image_rows(test),
     )
     position = {row: place for place, row in enumerate(measured.image_id.tolist())}
-    drawn = outputs.reconstructions(experiment).folder
-    rows = test.images.loc[store.row_ids(drawn), "row"]
+    rows = test.images.loc[image_ids, "row"]
     return rerank(
         model,
-        candidates=_latents_of_samples(experiment, folder=drawn, images=len(rows)),
+        candidates=candidates,
         responses=measured.betas[[position[row] for row in rows]],
     ).chosen
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +28,13 @@ from raybrain.stages.scoring_targets import (
     category_scores,
     decoded_scores,
     decoded_text,
+    nearest_training,
     retrieval_scores,
 )
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
-    from raybrain.evaluation import Stratum, Table
+    from raybrain.evaluation import CategoryScore, Stratum, Table
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
@@ -62,7 +65,19 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     image_ids = store.row_ids(outputs.reconstructions(experiment).folder)
     training_ids = drawing.training_images(outputs.subject_store(experiment).folder)
     seen, training = opened.pixels(image_ids), opened.pixels(training_ids)
-    rows = _rows(experiment, image_ids=image_ids, training_ids=training_ids, training=training)
+    decoded = _decoded(
+        experiment,
+        image_ids=image_ids,
+        training_ids=training_ids,
+        by_category=opened.attributes["target"] == "category",
+    )
+    rows = _rows(
+        experiment,
+        image_ids=image_ids,
+        training_ids=training_ids,
+        training=training,
+        nearest=decoded.nearest,
+    )
     if experiment.evaluate.rerank:
         chosen = reranking.chosen_samples(experiment, test=opened)
         rows[RERANKED] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
@@ -83,12 +98,8 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
             unit="batches",
         ),
     )
-    latents = decoded_scores(experiment, image_ids=image_ids, training_ids=training_ids)
-    retrieved = retrieval_scores(experiment, image_ids=image_ids)
-    text = f"{table.to_text()}\n\n{decoded_text(latents, retrieved=retrieved)}\n"
-    categories = (
-        category_scores(experiment, opened) if opened.attributes["target"] == "category" else {}
-    )
+    latents, categories = decoded.latents, decoded.categories
+    text = f"{table.to_text()}\n\n{decoded_text(latents, retrieved=decoded.retrieved)}\n"
     if categories:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():
@@ -122,7 +133,7 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
     _log(experiment, run, table=table, latents=latents, folder=folder)
-    run.log_metrics(retrieved)
+    run.log_metrics(decoded.retrieved)
     for target, score in categories.items():
         run.log_metrics(
             {
@@ -131,6 +142,39 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
             }
         )
     return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What the decoded targets say before any image is looked at."""
+
+    nearest: np.ndarray
+    latents: dict[str, LatentScores]
+    retrieved: dict[str, float]
+    categories: dict[str, CategoryScore]
+
+
+def _decoded(
+    experiment: Experiment, *, image_ids: list[str], training_ids: list[str], by_category: bool
+) -> _Decoded:
+    sources = drawing.Sources.of(experiment)
+    drawn: dict[str, Any] = {"resamples": experiment.evaluate.bootstrap, "seed": experiment.seed}
+    calls: list[Callable[[], Any]] = [
+        partial(nearest_training, sources, training_ids=training_ids),
+        partial(decoded_scores, sources, image_ids=image_ids, training_ids=training_ids, **drawn),
+        partial(retrieval_scores, sources, image_ids=image_ids),
+    ]
+    if by_category:
+        calls.append(partial(category_scores, sources, **drawn))
+    found = cluster.map_tasks(
+        _called, calls, workers=experiment.resources.tasks, description="score targets"
+    )
+    nearest, latents, retrieved, *rest = found
+    return _Decoded(nearest, latents, retrieved, categories=rest[0] if rest else {})
+
+
+def _called(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 def _maps(opened: SubjectStore, *, folder: Path) -> dict[str, Path]:
@@ -207,6 +251,7 @@ def _rows(
     image_ids: list[str],
     training_ids: list[str],
     training: np.ndarray,
+    nearest: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return (image, sample, y, x, rgb) of every row of the table."""
     drawn = outputs.reconstructions(experiment).folder
@@ -217,25 +262,11 @@ def _rows(
     rows = {
         MEAN_IMAGE: evaluation.mean_image(training, images=count),
         RANDOM_TRAINING: training[at_random],
-        NEAREST_TRAINING: training[_nearest(experiment, training_ids=training_ids)][:, None],
+        NEAREST_TRAINING: training[nearest][:, None],
     }
     for name in drawing.drawn_rows(experiment):
         rows[ROW_NAMES[name]] = store.read_rows(drawn, name, image_ids=image_ids)
     return rows
-
-
-def _nearest(experiment: Experiment, *, training_ids: list[str]) -> np.ndarray:
-    predictions = outputs.predictions(experiment).folder
-    features = outputs.features(experiment).folder
-    predicted, library = [], []
-    for target, _ in outputs.targets(experiment):
-        values = store.read_rows(predictions, target)
-        truth = store.read_rows(features, target, image_ids=training_ids)[:, : values.shape[1]]
-        predicted.append(values.reshape(len(values), -1))
-        library.append(truth.reshape(len(truth), -1))
-    return evaluation.nearest_training(
-        predicted=np.concatenate(predicted, axis=1), training=np.concatenate(library, axis=1)
-    )
 
 
 def _log(

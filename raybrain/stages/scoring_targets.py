@@ -7,39 +7,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrain import evaluation, outputs, store
+from raybrain import evaluation, store
 from raybrain.decoders import noise_ceiling
 from raybrain.stages.predicting import ESTIMATES, RIDGE, TRIALS
 
 if TYPE_CHECKING:
-    from raybrain.config import Experiment
     from raybrain.evaluation import CategoryScore, LatentScores
-    from raybrain.store import SubjectStore
+    from raybrain.stages.drawing import Sources
 
 SINGLE = " single trials"
 
 
 def decoded_scores(
-    experiment: Experiment, *, image_ids: list[str], training_ids: list[str]
+    sources: Sources,
+    *,
+    image_ids: list[str],
+    training_ids: list[str],
+    resamples: int,
+    seed: int,
 ) -> dict[str, LatentScores]:
     """Return the scores of every decoded target beside its training mean, by name.
 
     From the mean over an image's repeats, and from single trials where there are repeats; then the
     first stand beside the share of their variance that repeats agree on.
     """
-    features = outputs.features(experiment).folder
-    predictions = outputs.predictions(experiment).folder
+    features, predictions = sources.features, sources.predictions
     trials = f"{predictions}/{TRIALS}"
     trial_ids = store.row_ids(trials)
     shown, image_of_trial = np.unique(trial_ids, return_inverse=True)
     repeated = len(trial_ids) > len(shown)
-    scores = partial(
-        evaluation.latent_scores,
-        resamples=experiment.evaluate.bootstrap,
-        seed=experiment.seed,
-    )
+    scores = partial(evaluation.latent_scores, resamples=resamples, seed=seed)
     found = {}
-    for target, _ in outputs.targets(experiment):
+    for target in sources.targets:
         predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
         width = predicted.shape[1]
         beside = f"{RIDGE}/{target}"
@@ -66,13 +65,12 @@ def decoded_scores(
     return found
 
 
-def retrieval_scores(experiment: Experiment, *, image_ids: list[str]) -> dict[str, float]:
+def retrieval_scores(sources: Sources, *, image_ids: list[str]) -> dict[str, float]:
     """Return top-1 retrieval by every decoded target, both ways, raw and centred."""
-    features = outputs.features(experiment).folder
-    predictions = outputs.predictions(experiment).folder
+    features, predictions = sources.features, sources.predictions
     pool = min(evaluation.POOL, len(image_ids))
     found = {}
-    for target, _ in outputs.targets(experiment):
+    for target in sources.targets:
         predicted = store.read_rows(predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
         true = store.read_rows(features, target, image_ids=image_ids)[:, : predicted.shape[1]]
         for centred in (False, True):
@@ -84,27 +82,40 @@ def retrieval_scores(experiment: Experiment, *, image_ids: list[str]) -> dict[st
     return found
 
 
-def category_scores(experiment: Experiment, opened: SubjectStore) -> dict[str, CategoryScore]:
+def category_scores(sources: Sources, *, resamples: int, seed: int) -> dict[str, CategoryScore]:
     """Return how well single test trials tell the categories apart, by target."""
-    trials = f"{outputs.predictions(experiment).folder}/{TRIALS}"
-    group = opened.images["group"]
+    trials = f"{sources.predictions}/{TRIALS}"
+    group = store.open_store(sources.stimuli, splits="test").images["group"]
     shown = group[store.row_ids(trials)].to_numpy()
     categories, first = np.unique(group.to_numpy(), return_index=True)
     found = {}
-    for target, _ in outputs.targets(experiment):
+    for target in sources.targets:
         predicted = store.read_rows(trials, target)
         # Every image of a category has the category's own picture and caption.
         prototypes = store.read_rows(
-            outputs.features(experiment).folder, target, image_ids=group.index[first].tolist()
+            sources.features, target, image_ids=group.index[first].tolist()
         )
         found[target] = evaluation.category_accuracy(
             predicted=predicted,
             prototypes=prototypes[:, : predicted.shape[1]],
             truth=np.searchsorted(categories, shown),
-            resamples=experiment.evaluate.bootstrap,
-            seed=experiment.seed,
+            resamples=resamples,
+            seed=seed,
         )
     return found
+
+
+def nearest_training(sources: Sources, *, training_ids: list[str]) -> np.ndarray:
+    """Return (image, rank) the training images whose targets are nearest to what was decoded."""
+    predicted, library = [], []
+    for target in sources.targets:
+        values = store.read_rows(sources.predictions, target)
+        truth = store.read_rows(sources.features, target, image_ids=training_ids)
+        predicted.append(values.reshape(len(values), -1))
+        library.append(truth[:, : values.shape[1]].reshape(len(truth), -1))
+    return evaluation.nearest_training(
+        predicted=np.concatenate(predicted, axis=1), training=np.concatenate(library, axis=1)
+    )
 
 
 def decoded_text(latents: dict[str, LatentScores], *, retrieved: dict[str, float]) -> str:

@@ -27,7 +27,7 @@ from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made
-from raybrain.stages.fitting import image_rows, truth_of
+from raybrain.stages.fitting import image_rows, targets_of
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Outcome, Refit, Shared, Shelf
@@ -95,7 +95,16 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     loop = functools.partial(
         fit_candidate,
         experiment=experiment,
-        data=cluster.share(_data(experiment)),
+        data=cluster.on_worker(
+            functools.partial(
+                shared_data,
+                experiment,
+                stimuli=outputs.subject_store(experiment).folder,
+                features=outputs.features(experiment).folder,
+            ),
+            workers=experiment.resources.tasks,
+            description="prepare",
+        ),
         shelf=cluster.shelf(),
     )
     workers = experiment.resources.tune
@@ -180,8 +189,9 @@ class _Data:
     """Whether a target stands for a category, so that repeats are different pictures."""
 
 
-def _data(experiment: Experiment) -> _Data:
-    opened = store.open_store(outputs.subject_store(experiment).folder, splits="training")
+def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data:
+    """Return what all candidates share, read from the subject's store and that of the targets."""
+    opened = store.open_store(stimuli, splits="training")
     assert experiment.tuning is not None
     rows = image_rows(opened)
     session = opened.trials["session"].to_numpy()
@@ -217,7 +227,16 @@ def _data(experiment: Experiment) -> _Data:
             )
     images = np.unique(rows)
     truth = {
-        target: (images, truth_of(experiment, target, opened)(images))
+        target: (
+            images,
+            targets_of(
+                images,
+                features=features,
+                target=target,
+                tokens=experiment.features.tokens,
+                opened=opened,
+            ),
+        )
         for target in searched_targets(experiment)
     }
     return _Data(responses=responses, truth=truth, by_category=by_category)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raybrain import cli, cluster, config
+from raybrain import cli, cluster, config, outputs
 from raybrain.config import Experiment, Workers
 from raybrain.stages import searching
 
@@ -80,7 +80,13 @@ def test_a_search_beats_the_default_and_random_search_and_pruning_saves(ready, t
     found = {"tpe": [], "random": [], "unpruned": []}
     default = []
     with cluster.connect():
-        data = cluster.share(searching._data(ready))
+        data = cluster.share(
+            searching.shared_data(
+                ready,
+                stimuli=outputs.subject_store(ready).folder,
+                features=outputs.features(ready).folder,
+            )
+        )
         for seed in range(scale(SEEDS, least=1)):
             run = functools.partial(
                 searched, ready, data=data, folder=tmp_path, seed=seed, candidates=scale(30)
