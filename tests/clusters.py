@@ -139,6 +139,7 @@ def head(
         **os.environ,
         "HOME": str(folder),
         "PYTHONPATH": str(ROOT),
+        "PATH": f"{BIN}:{os.environ['PATH']}",  # jobs say python, as in a node's environment
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token" if token else "disabled",
         "RAY_worker_register_timeout_seconds": "300",
