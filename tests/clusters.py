@@ -78,14 +78,18 @@ class Cluster:
             **options,
         )
 
-    def submit(self, *words: str, job: str, wait: bool = True) -> subprocess.CompletedProcess:
-        """Submit ``python jobs/run.py ...`` as the docs say."""
+    def submit(
+        self, *words: str, job: str, wait: bool = True, ship: bool = True
+    ) -> subprocess.CompletedProcess:
+        """Submit ``python jobs/run.py ...``, and the code with it as the docs say."""
         options = [] if wait else ["--no-wait"]
+        options += ["--working-dir", "."] if ship else []
+        script = "jobs/run.py" if ship else f"{ROOT}/jobs/run.py"
         deadline = time.monotonic() + 90
         while True:
             done = self.job(
-                "submit", "--working-dir", ".", "--submission-id", job, *options, "--",
-                "python", "jobs/run.py", *words, timeout=900,
+                "submit", "--submission-id", job, *options, "--", "python", script, *words,
+                timeout=900,
             )  # fmt: skip
             # The head answers some seconds before its agent can take jobs.
             if "No available agent" not in done.stderr or time.monotonic() > deadline:

@@ -106,7 +106,7 @@ def on_worker(
         value, failure = made.remote(make)
         try:
             _result(failure, item=description)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             ray.cancel(failure, force=True)
             raise
         progress.advance()
