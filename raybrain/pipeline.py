@@ -69,7 +69,7 @@ def train(experiment: Experiment) -> None:
     for target, decode in outputs.targets(experiment):
         output = outputs.decoder(experiment, target)
         if isinstance(decode.decoder, outputs.CLOSED_FORM):
-            _make(experiment, output, fitting.work)  # takes all cores and much memory by itself
+            _make(experiment, output, fitting.work)  # takes much memory by itself
         else:
             networks.append(output)
     _make_all(experiment, networks, fitting.work, workers=experiment.resources.train)
@@ -214,7 +214,7 @@ def _make_all(
             _make(experiment, output, work)
         return
     with cluster.connect():
-        at_once = cluster.groups_at_once(workers, size=workers.max)
+        at_once = cluster.groups_at_once(len(wanted), size=workers.max, workers=workers)
         # Threads of the driver: what they do is to wait for workers.
         cluster.in_threads(
             [functools.partial(_make, experiment, output, work) for output in wanted],

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import json
 import os
 import re
 import signal
@@ -252,12 +253,13 @@ def test_a_log_says_every_minute_how_far_it_is_and_when_it_waits(monkeypatch, ca
 
 
 def test_a_joined_cluster_is_asked_for_every_group_and_a_machine_for_what_it_holds(monkeypatch):
-    workers = Workers(max=8)
     held = int(ray.cluster_resources()["CPU"])
-    assert cluster.groups_at_once(workers, size=1) == held
-    assert cluster.groups_at_once(workers, size=held + 1) == 1
+    at_once = functools.partial(cluster.groups_at_once, workers=ONE)
+    assert at_once(held + 8, size=1) == held
+    assert at_once(8, size=held + 1) == 1
+    assert at_once(1, size=1) == 1
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert cluster.groups_at_once(workers, size=held + 1) == 8
+    assert at_once(8, size=held + 1) == 8
 
 
 def test_no_more_tasks_run_at_once_than_workers_allow(tmp_path):
@@ -339,6 +341,20 @@ def test_an_error_of_the_loop_is_raised_at_once_with_its_type(tmp_path):
         train(tmp_path, fails_at=2)
     assert "in halve" in caught.value.__notes__[0]
     assert (tmp_path / "starts").read_text() == "0:0\n"
+
+
+def test_reports_of_a_run_in_a_bucket_outlive_their_driver(tmp_path):
+    # Straight to the callback: a bucket in memory is one process's own.
+    from raybrain.cluster.train import _copy_of_journal, _journal, _messenger
+
+    run = {"storage": f"memory://{tmp_path.name}", "name": "run"}
+    for epoch in (1, 2):
+        with _journal(**run) as journal:
+            messenger = _messenger(journal=journal, copy=_copy_of_journal(**run), in_group=False)
+            messenger.after_report(None, [{"epoch": epoch}], None)
+            told = [json.loads(line)["epoch"] for line in journal.read_text().splitlines()]
+        assert not journal.exists()
+    assert told == [1, 2]
 
 
 # A pool

@@ -1,5 +1,6 @@
 """Jobs on clusters: with a token, stopped and submitted again, on nodes that share no folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raybrain import outputs, tracking
+from raybrain import outputs, places, tracking
 from tests import clusters
 from tests.small_run import load_experiment, same_results
 
@@ -126,7 +127,11 @@ def test_nodes_that_share_no_folder_complete_the_demo_through_a_bucket(
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        same_results(finished, load_experiment(experiment_file, *words))
+        experiment = load_experiment(experiment_file, *words)
+        network = outputs.decoder(experiment, "prompt_embeds").folder
+        reports = places.read_text(f"{network}/checkpoints/reports.jsonl").splitlines()
+        assert [json.loads(line)["epoch"] for line in reports] == [1, 2, 3]
+        same_results(finished, experiment)
     finally:
         shutil.rmtree(generator)
 

@@ -105,15 +105,15 @@ def beside_driver() -> dict[str, Any]:
     }
 
 
-def groups_at_once(workers: config.Workers, *, size: int) -> int:
-    """Return how many groups of ``size`` such workers to start side by side, at least one.
+def groups_at_once(groups: int, *, size: int, workers: config.Workers) -> int:
+    """Return how many of ``groups`` of ``size`` such workers to start side by side.
 
-    On a machine that cannot grow, as many as it holds. A cluster that was joined is asked for all
-    of ``workers.max``: groups that wait for a place are what it adds nodes for.
+    On a machine that cannot grow, as many as it holds, but one at least. A cluster that was joined
+    is asked for all: groups that wait for a place are what it adds nodes for.
     """
     if not starts_its_own():
-        return max(1, workers.max)
-    return max(1, _slots(workers) // size)
+        return groups
+    return min(groups, max(1, _slots(workers) // size))
 
 
 def starts_its_own() -> bool:

@@ -252,8 +252,8 @@ def _run_groups(
     try:
         while waiting or running:
             # No more than can have a place, so that settings are drawn late.
-            at_once = groups_at_once(workers, size=tuning.workers)
-            while waiting and len(running) < min(at_once, workers.max):
+            at_once = groups_at_once(workers.max, size=tuning.workers, workers=workers)
+            while waiting and len(running) < at_once:
                 slot = waiting.pop()
                 running.add(
                     pool.submit(
