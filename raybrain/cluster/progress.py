@@ -88,4 +88,5 @@ class Progress:
         if self._total is None:
             return note
         left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
-        return f", about {left / 60:.0f} min left{note}"
+        shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        return f", about {shown} left{note}"
