@@ -173,7 +173,9 @@ def _results(
     context.print_on_execution_start = False
     context.max_errored_blocks = len(units)  # a block that is lost shows as a missing unit
     context.max_consecutive_actor_init_deaths = WORKER_DEATHS * largest
-    ledger = ray.remote(Ledger).options(max_restarts=-1, **beside_driver()).remote()
+    ledger = (
+        ray.remote(Ledger).options(max_restarts=-1, max_task_retries=-1, **beside_driver()).remote()
+    )
     with ray.data.DataContext.current(context):
         rows = [{"index": index, "unit": pickle.dumps(one)} for index, one in enumerate(units)]
         drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
