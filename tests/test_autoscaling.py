@@ -122,13 +122,13 @@ def _nodes(growing) -> list[psutil.Process]:
     return found
 
 
-def _working(growing) -> list[psutil.Process]:
-    """Return the nodes on which a task or an actor runs."""
+def _working(growing, *, doing: str) -> list[psutil.Process]:
+    """Return the nodes on which a task or an actor runs whose title begins like that."""
     found = []
     for node in _nodes(growing):
         with contextlib.suppress(psutil.Error):
             titles = {"".join(child.cmdline()[:1]) for child in node.children(recursive=True)}
-            if any(one.startswith("ray::") and not one.startswith(NO_WORK) for one in titles):
+            if any(one.startswith(doing) and not one.startswith(NO_WORK) for one in titles):
                 found.append(node)
     return found
 
@@ -140,17 +140,35 @@ def _lose(node: psutil.Process) -> None:
             process.kill()
 
 
-def _node_at_work(growing, process, output, *, nodes, said) -> psutil.Process:
+def _node_at_work(growing, process, output, *, nodes, said, doing="ray::") -> psutil.Process:
     """Wait until as many nodes work on a stage as it can use, and return one of them."""
     deadline = time.monotonic() + 300
     while True:
         begun = Path(output.folder, seal.BEGUN).exists()
-        working = _working(growing)
+        working = _working(growing, doing=doing)
         if begun and len(working) >= nodes:
             return working[0]
         assert process.poll() is None, f"ended with {len(working)} nodes: {said.read_text()}"
         assert time.monotonic() < deadline, f"{nodes} nodes never worked: {said.read_text()}"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _raybrain(growing, *words, said):
+    """Run a command whose work is on the cluster; what it says goes to a file."""
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            [str(clusters.BIN / "raybrain"), *words],
+            env={**growing.environment, "RAY_ADDRESS": growing.address},
+            cwd=growing.folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_nodes_come_and_go_and_a_killed_one_in_any_stage_costs_nothing(
@@ -171,25 +189,13 @@ def test_nodes_come_and_go_and_a_killed_one_in_any_stage_costs_nothing(
     }
     assert _nodes(growing) == []
     for stage in ("simulate", "ingest", "features", "tune", "train", "predict", "reconstruct"):
-        command = [str(clusters.BIN / "raybrain"), stage, str(file), *SLOW, place]
         said = tmp_path / f"{stage}.log"
-        with said.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                env={**growing.environment, "RAY_ADDRESS": growing.address},
-                cwd=growing.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        try:
+        with _raybrain(growing, stage, str(file), *SLOW, place, said=said) as process:
             if stage in lost:
                 output, nodes = lost[stage]
                 _lose(_node_at_work(growing, process, output, nodes=nodes, said=said))
                 assert not Path(output.folder, seal.SEAL).exists()
             assert process.wait(timeout=400) == 0, said.read_text()
-        finally:
-            process.kill()
-            process.wait()
         print(f"{stage} ended {time.monotonic() - started:.0f} s after the start", flush=True)
     growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=90)
     undisturbed = f"workspace={tmp_path}/undisturbed"
@@ -198,6 +204,29 @@ def test_nodes_come_and_go_and_a_killed_one_in_any_stage_costs_nothing(
     wanted = load_experiment(file, *SLOW, undisturbed)
     same_results(experiment, wanted)
     assert Path(outputs.run_folder(experiment), searching.BEST).exists()
+
+
+def test_a_search_of_groups_is_given_a_node_for_each(growing, finished, experiment_file, tmp_path):
+    tree = yaml.safe_load(experiment_file.read_text())
+    tree["name"] = "groups"
+    tree["tuning"] = {**SEARCH, "candidates": 2, "workers": 2}
+    file = tmp_path / "groups.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    # The two workers of a candidate fill a node, so that two candidates need two.
+    words = (
+        "resources.tune={max: 2, cpus: 0.5, gpus: 0.5}",
+        "training.epochs=400",
+        "training.patience=400",
+        "training.batch_size=2",
+    )
+    output, said = outputs.tuning(load_experiment(file, *words)), tmp_path / "tune.log"
+    with _raybrain(growing, "tune", str(file), *words, said=said) as process:
+        at_work = {"nodes": 2, "said": said, "doing": "ray::RayTrainWorker"}
+        _node_at_work(growing, process, output, **at_work)
+        process.terminate()
+        assert process.wait(timeout=60) == cli.TERMINATED, said.read_text()
+    # What Ray Train has asked for outlives a driver that is ended by at most 180 s.
+    growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=270)
 
 
 def test_a_stopped_job_lets_its_nodes_go_and_goes_on_when_it_is_submitted_again(
