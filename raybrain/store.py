@@ -286,13 +286,6 @@ class StoredRows:
         return np.concatenate([_array(group, name)[rows] for name in self.names], axis=1)
 
 
-def remove(path: str) -> None:
-    """Remove a store that was needed for a while; nothing happens if there is none."""
-    files, root = fsspec.core.url_to_fs(path)
-    if files.exists(root):
-        files.rm(root, recursive=True)
-
-
 def has_rows(path: str, name: str) -> bool:
     """Return whether there is such an array."""
     return name in open_sealed(path)

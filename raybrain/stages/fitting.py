@@ -262,11 +262,8 @@ def _fit_network(data: _Data, *, output: Output, run: Run) -> TrainedDecoder:
     if data.exceeds_memory:
         say("", f"{data.gigabytes:.1f} GB of {data.target} are streamed: training.memory is less")
         prepare_task = functools.partial(_task_on_disk, data, folder=scratch)
-    task = _on_worker(prepare_task, data, description="prepare")
-    parameters = _trained(task, data.experiment, output=output, run=run)
-    finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
-    decoder: TrainedDecoder = _on_worker(finish, data, description="hold out").get()
-    store.remove(scratch)
+    decoder: TrainedDecoder = _fit_prepared(prepare_task, data, output=output, run=run)
+    places.remove(scratch)
     return decoder
 
 
@@ -282,11 +279,19 @@ def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, Trained
             f"{total:.1f} GB of {len(found)} subjects exceed training.memory="
             f"{data.experiment.training.memory:g}; raise it, or name fewer 'subjects'"
         )
-    task = _on_worker(functools.partial(_task_of_all, found), data, description="prepare")
+    prepare_task = functools.partial(_task_of_all, found)
+    decoders: dict[str, TrainedDecoder] = _fit_prepared(prepare_task, data, output=output, run=run)
+    return decoders
+
+
+def _fit_prepared(
+    prepare_task: Callable[[], Task | SharedTask], data: _Data, *, output: Output, run: Run
+) -> Any:
+    """Return the decoder, or one of each subject; the arrays stay with the workers."""
+    task = _on_worker(prepare_task, data, description="prepare")
     parameters = _trained(task, data.experiment, output=output, run=run)
     finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
-    decoders: dict[str, TrainedDecoder] = _on_worker(finish, data, description="hold out").get()
-    return decoders
+    return _on_worker(finish, data, description="hold out").get()
 
 
 def _task_of_all(found: dict[str, _Data]) -> SharedTask:
