@@ -14,7 +14,7 @@ STAGES = {
     "simulate": "write a simulated subject to disk as NSD would ship it",
     "ingest": "read the dataset into a sealed Zarr store of betas, trials and stimuli",
     "features": "encode the stimuli into the generator's latents and prompt embeddings",
-    "tune": "search tuning.space for better settings of the decoders; writes best.yaml",
+    "tune": "search tuning.space for better settings; writes best.yaml",
     "train": "fit the decoders on training trials",
     "predict": "decode the test trials",
     "reconstruct": "draw images from the predictions with a pool of generators",

@@ -74,6 +74,7 @@ Location = Annotated[str, AfterValidator(_location)]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -140,6 +141,12 @@ class Generator(Section):
     ``.safetensors`` or ``.ckpt`` file in the original layout."""
     configs: Location | None = None
     """A diffusers folder that describes a checkpoint of one file; looked for beside the file."""
+    image_adapter: Location | None = None
+    """An IP-Adapter's ``.safetensors`` file, which lets Stable Diffusion draw from image
+    embeddings. Stable unCLIP and ``pocket-diffusion`` need none."""
+    image_encoder: Location | None = None
+    """Folder of the CLIP vision model that makes them; ``image_encoder`` beside the adapter, or in
+    the folder of a Stable unCLIP checkpoint, when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     vae_slicing: bool = False
@@ -179,13 +186,41 @@ class Network(Section):
     """Weight of the soft-CLIP loss beside the mean squared error."""
 
 
-class ResidualMLP(Network):
-    """Linear in, residual blocks of LayerNorm, GELU and dropout, linear out."""
+class Backbone(Network):
+    """Linear in, residual blocks of LayerNorm, GELU and dropout: what subjects can share."""
 
-    kind: Literal["residual_mlp"] = "residual_mlp"
     width: Positive = 512
     depth: Positive = 2
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+
+
+class ResidualMLP(Backbone):
+    """The backbone with a linear read-out."""
+
+    kind: Literal["residual_mlp"] = "residual_mlp"
+
+
+class MindEye2(Backbone):
+    """The backbone with a read-out for regression and a projector for contrast.
+
+    After Scotti et al. 2024. Its contrastive loss is BiMixCo on mixed betas for the first epochs,
+    then SoftCLIP. Temperatures are for cosines of standardised targets, which spread more widely
+    than those of raw CLIP embeddings, for which the paper's are .006 and .004 to .0075.
+    """
+
+    kind: Literal["mindeye2"] = "mindeye2"
+    contrastive: Annotated[float, Field(ge=0.0)] = 0.1
+    """Weight of the contrastive losses beside the mean squared error."""
+    projection: Positive = 512
+    """Units of the projector's hidden layers."""
+    mixing: Fraction = 0.33
+    """Share of the epochs that train on mixed betas with BiMixCo."""
+    mixing_temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    soft_temperature: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = (
+        0.1,
+        0.125,
+    )
+    """Of SoftCLIP in its first and last epoch; a cosine between."""
 
 
 VoxelOrder = Literal["stored", "hilbert", "permuted"]
@@ -235,37 +270,8 @@ class RoiGraph(Network):
     """How the units of all ROIs become one vector."""
 
 
-NetworkDecoder = ResidualMLP | CnnText | CnnImage | Vae | Gcn | RoiGraph
+NetworkDecoder = ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph
 Decoder = Annotated[Ridge | NetworkDecoder, Field(discriminator="kind")]
-
-
-class Decode(Section):
-    """One target, the voxels it is decoded from, and the decoder."""
-
-    rois: tuple[str, ...] = Field(min_length=1)
-    decoder: Decoder = Ridge()
-    min_noise_ceiling: Fraction = 0.0
-    """Voxels below this noise ceiling (a fraction) are left out."""
-    repeats: Literal["average", "trial"] = "average"
-    """Train on the mean over an image's repeats or on single trials."""
-    reference: bool = True
-    """Beside a network, also fit ridge on the same voxels, so that its scores can be compared."""
-    shuffled: bool = False
-    """Train on targets dealt out anew among the training images: a control that must end at
-    chance, whatever the rest of the experiment does."""
-
-
-class Decodes(Section):
-    """The targets to decode."""
-
-    latents: Decode | None = None
-    prompt_embeds: Decode | None = None
-
-    @model_validator(mode="after")
-    def _some_target(self) -> Decodes:
-        if self.latents is None and self.prompt_embeds is None:
-            raise ValueError("needs at least one target: latents or prompt_embeds")
-        return self
 
 
 class Training(Section):
@@ -287,22 +293,110 @@ class Training(Section):
     streamed in shuffled chunks. Ridge always holds its data."""
 
 
+class Prior(Section):
+    """A diffusion prior: draws embeddings that a picture could have and that fit the decoded ones.
+
+    Fitted after the decoder on the true embeddings of training images, by gradient descent.
+    """
+
+    width: Positive = 256
+    depth: Positive = 3
+    heads: Positive = 4
+    noise_steps: Positive = 100
+    sampling_steps: Positive = 20
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0
+    """1 follows the decoded embedding as training did, more exaggerates it."""
+    drop: Fraction = 0.2
+    """Share of training samples that are not told the decoded embedding."""
+    training: Training = Training(lr=5e-4, epochs=300, patience=40, ema=0.99)
+
+    @property
+    def cosine(self) -> float:
+        """Squared error alone is minimised."""
+        return 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Prior:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}; change one")
+        if self.sampling_steps > self.noise_steps:
+            raise ValueError(
+                f"sampling_steps={self.sampling_steps} exceeds noise_steps={self.noise_steps}"
+            )
+        return self
+
+
+class Decode(Section):
+    """One target, the voxels it is decoded from, and the decoder."""
+
+    rois: tuple[str, ...] = Field(min_length=1)
+    decoder: Decoder = Ridge()
+    min_noise_ceiling: Fraction = 0.0
+    """Voxels below this noise ceiling (a fraction) are left out."""
+    repeats: Literal["average", "trial"] = "average"
+    """Train on the mean over an image's repeats or on single trials."""
+    reference: bool = True
+    """Beside a network, also fit ridge on the same voxels, so that its scores can be compared."""
+    shuffled: bool = False
+    """Train on targets dealt out anew among the training images: a control that must end at
+    chance, whatever the rest of the experiment does."""
+    prior: Prior | None = None
+    """Draw from what a diffusion prior makes of the decoded embedding; of embeddings alone."""
+
+
+class Decodes(Section):
+    """The targets to decode."""
+
+    latents: Decode | None = None
+    """Of the VAE: where things are and their colours; z in ``reconstruct.mode``."""
+    prompt_embeds: Decode | None = None
+    """Of the caption, by the text encoder; c."""
+    image_embeds: Decode | None = None
+    """Of the picture, by the checkpoint's image encoder: what it is of; e."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Decodes:
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError("needs at least one target: latents, prompt_embeds or image_embeds")
+        if self.latents is not None and self.latents.prior is not None:
+            raise ValueError("latents cannot have a prior, which is for embeddings; leave it out")
+        return self
+
+
+Mode = Literal["z", "c", "e", "z+c", "z+e", "c+e", "z+c+e", "takagi"]
+TARGET_OF = {"z": "latents", "c": "prompt_embeds", "e": "image_embeds"}
+"""Letter of a mode -> the target it stands for."""
+
+
+def letters(mode: str) -> frozenset[str]:
+    """Return the letters of `TARGET_OF` that a mode draws from."""
+    return frozenset("zc") if mode == "takagi" else frozenset(mode.split("+"))
+
+
 class Reconstruct(Section):
     """How the generator draws from decoded targets."""
 
-    mode: Literal["z", "c", "z+c", "takagi"] = "z+c"
-    """Draw from the decoded latents, from the decoded prompt embeddings, or from both; ``takagi``
-    draws from both after a detour of the latents through pixels at the generator's resolution."""
+    mode: Mode = "z+c"
+    """Draw from the decoded latents (z), prompt embeddings (c), image embeddings (e), or several;
+    without z from pure noise. ``takagi`` draws from z and c after a detour of the latents through
+    pixels at the generator's resolution."""
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Share of the noise schedule that is added to the decoded latents and removed again."""
     guidance: Annotated[float, Field(ge=1.0)] = 5.0
+    prompt_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the decoded prompt embeddings against those of the empty caption."""
+    image_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the decoded image embeddings: what an IP-Adapter adds is multiplied by it, or the
+    class embedding of unCLIP."""
+    noise_level: NonNegative = 0
+    """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
     steps: Positive = 20
     samples: Positive = 5
     """Reconstructions per image."""
-    references: tuple[Literal["ceiling", "category"], ...] = ("ceiling",)
-    """Rows drawn beside the system's: from the true targets, and from the training mean of the
-    image's true category."""
+    references: tuple[Literal["ceiling", "category", "z", "e"], ...] = ("ceiling",)
+    """Rows drawn beside the system's: from the true targets, from the training mean of the image's
+    true category, from the decoded latents alone and from the decoded image embeddings alone."""
     images_per_unit: Positive = 4
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
 
@@ -314,11 +408,20 @@ class Evaluate(Section):
     """What is measured; all but ``lite0-v1`` need weights that have to be fetched first."""
     weights: Location | None = None
     """Folder of these weights; where torch keeps its downloads when not given."""
-    rerank: bool = False
-    """Add a row of one sample per image: the one whose predicted brain response fits the measured
-    response best. The encoding model is fitted on training images; the image seen is not used."""
+    rerank: tuple[Literal["encoding", "embedding"], ...] = ()
+    """Add rows of one sample per image, chosen by the brain alone. ``encoding``: the one whose
+    predicted brain response fits the measured response best; the encoding model is fitted on
+    training images. ``embedding``: the one whose image embedding is nearest the decoded one.
+    ``true`` means ``encoding``."""
     bootstrap: Positive = 10_000
     """Resamples of the images for every interval."""
+
+    @field_validator("rerank", mode="before")
+    @classmethod
+    def _rerankers(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return ("encoding",) if value else ()
+        return (value,) if isinstance(value, str) else value
 
 
 class Workers(Section):
@@ -414,6 +517,8 @@ class Tuning(Section):
     reach; a sqlite file in the workspace when not given."""
     workers: Positive = 1
     """Workers that train one candidate together."""
+    images: Positive = 100
+    """Validation images that a candidate draws, where drawing is searched."""
     top: Positive = 3
     """How many of the best are fitted again with other seeds."""
     seeds: Positive = 3
@@ -478,13 +583,22 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _mode_has_targets(self) -> Experiment:
-        mode = self.reconstruct.mode
-        needed = {"z", "c"} if mode == "takagi" else set(mode.split("+"))
-        for letter, target in (("z", "latents"), ("c", "prompt_embeds")):
-            if letter in needed and getattr(self.decode, target) is None:
+        for letter in sorted(letters(self.reconstruct.mode)):
+            if getattr(self.decode, TARGET_OF[letter]) is None:
                 raise ValueError(
-                    f"reconstruct.mode={self.reconstruct.mode} needs decode.{target}; "
+                    f"reconstruct.mode={self.reconstruct.mode} needs decode.{TARGET_OF[letter]}; "
                     f"add it or choose another mode"
+                )
+        if "embedding" in self.evaluate.rerank and self.decode.image_embeds is None:
+            raise ValueError(
+                "evaluate.rerank has 'embedding', which needs decode.image_embeds; add it or leave "
+                "'embedding' out"
+            )
+        for row in self.reconstruct.references:
+            if row in TARGET_OF and getattr(self.decode, TARGET_OF[row]) is None:
+                raise ValueError(
+                    f"reconstruct.references has '{row}', which needs decode.{TARGET_OF[row]}; "
+                    f"add it or leave '{row}' out"
                 )
         return self
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from raybrain import catalog, seal
 from raybrain.catalog import CatalogEntry
-from raybrain.config import Decode, Experiment, InputError, ResidualMLP, Ridge, flatten
+from raybrain.config import Backbone, Decode, Experiment, InputError, Ridge, flatten
 from raybrain.seal import Seal
 
 CLOSED_FORM = (Ridge,)
@@ -52,7 +52,13 @@ def check(experiment: Experiment, *, stage: str) -> None:
         from raybrain import diffusion
 
         diffusion.generator_digest(experiment.generator)
-        diffusion.target_shapes(experiment.generator, features=experiment.features)
+        shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
+        if experiment.decode.image_embeds is not None and shapes.image_embeds is None:
+            raise InputError(
+                f"decode.image_embeds needs an image encoder, and the generator "
+                f"'{experiment.generator.checkpoint}' has none; type generator.image_adapter=FILE, "
+                f"an IP-Adapter made for it, or choose a Stable unCLIP checkpoint"
+            )
 
 
 def dataset_root(experiment: Experiment) -> str:
@@ -76,7 +82,7 @@ def each_subject(experiment: Experiment) -> list[Experiment]:
 
 def subjects_of(experiment: Experiment, decode: Decode) -> list[str]:
     """Return the subjects that train the decoder of one target together."""
-    if not isinstance(decode.decoder, ResidualMLP):
+    if not isinstance(decode.decoder, Backbone):
         return [experiment.subject]
     return [one.subject for one in each_subject(experiment)]
 
@@ -208,6 +214,9 @@ def tuning(experiment: Experiment) -> Output:
         "the store": subject_store(experiment).seal.digest,
         "the targets": features(experiment).seal.digest,
     }
+    if any(address.startswith("reconstruct.") for address in experiment.tuning.space):
+        settings |= _under(experiment, "reconstruct")
+        settings["evaluate.protocol"] = experiment.evaluate.protocol
     return Output("tune", f"{run_folder(experiment)}/tuning", Seal("tune", settings, inputs))
 
 

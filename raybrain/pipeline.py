@@ -76,12 +76,16 @@ def train(experiment: Experiment) -> None:
 
 
 def tune(experiment: Experiment) -> None:
-    """Search for better settings of the decoders and write the best as an experiment."""
+    """Search for better settings of decoders or drawing; write the best as an experiment."""
     from raybrain.stages import searching
 
     output = outputs.tuning(experiment)
     searching.check(experiment)
     _require(outputs.features(experiment))
+    if searching.searches_drawing(experiment):
+        for target, decode in outputs.targets(experiment):
+            if decode.prior is not None or not isinstance(decode.decoder, outputs.CLOSED_FORM):
+                _require(outputs.decoder(experiment, target))
     _make(experiment, output, searching.work)
     print(places.read_text(f"{output.folder}/{searching.TABLE}"))
     print(f"best     {searching.write_best(experiment, output)}")

@@ -1,12 +1,14 @@
-"""Choosing among samples by the brain alone: the one whose predicted response fits best.
+"""Choosing among samples by the brain alone; the true image is never looked at.
 
-A linear encoding model, fitted on training images, predicts every voxel's response from an image's
-features. Of the S reconstructions of a test image the one is chosen whose predicted response
-pattern correlates best with the measured one. The true image is never looked at.
+By encoding: a linear encoding model, fitted on training images, predicts every voxel's response
+from an image's features, and of the S reconstructions of a test image the one is chosen whose
+predicted response pattern correlates best with the measured one. By embedding: the one is chosen
+whose image embedding is nearest the embedding decoded from the brain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +125,68 @@ def rerank(
     one = _unit(predicted).reshape(images, samples, -1)
     correlation = np.einsum("isv,iv->is", one, _unit(measured))
     return Reranked(chosen=correlation.argmax(axis=1), correlation=correlation)
+
+
+def side_by_side(
+    seen: Mapping[str, NDArray[np.floating]], candidates: Mapping[str, NDArray[np.floating]]
+) -> tuple[Floats, Floats]:
+    """Return features of several kinds next to each other, each kind with total variance 1.
+
+    Parameters
+    ----------
+    seen : mapping of str to ndarray, shape (image, ...)
+        By kind, of the training images; the means and variances are theirs.
+    candidates : mapping of str to ndarray, shape (image, sample, ...)
+        The same kinds, of the reconstructions.
+
+    Returns
+    -------
+    tuple of ndarray
+        (image, feature) and (image, sample, feature).
+    """
+    fitted, chosen = [], []
+    for kind, values in seen.items():
+        flat = values.reshape(len(values), -1).astype(np.float32)
+        mean = flat.mean(axis=0)
+        scale = np.sqrt(flat.var(axis=0, dtype=np.float64).sum())
+        drawn = candidates[kind]
+        drawn = drawn.reshape(*drawn.shape[:2], -1).astype(np.float32)
+        fitted.append((flat - mean) / (scale or 1.0))
+        chosen.append((drawn - mean) / (scale or 1.0))
+    return (
+        np.concatenate(fitted, axis=1).astype(np.float32),
+        np.concatenate(chosen, axis=2).astype(np.float32),
+    )
+
+
+def nearest_sample(
+    candidates: NDArray[np.floating],
+    *,
+    decoded: NDArray[np.floating],
+    training: NDArray[np.floating],
+) -> NDArray[np.intp]:
+    """Return the sample of each image whose embedding is nearest the decoded one; first of equals.
+
+    Nearest by cosine, from the training mean and each dimension in training standard deviations.
+
+    Parameters
+    ----------
+    candidates : ndarray, shape (image, sample, ...)
+        Embeddings of the reconstructions.
+    decoded : ndarray, shape (image, ...)
+    training : ndarray, shape (training image, ...)
+        True embeddings of the training images.
+    """
+    images, samples = candidates.shape[:2]
+    library = training.reshape(len(training), -1).astype(np.float64)
+    mean, deviation = library.mean(axis=0), library.std(axis=0)
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    drawn = (candidates.reshape(images, samples, -1) - mean) * scale
+    wanted = (decoded.reshape(images, -1) - mean) * scale
+    along = np.einsum("isd,id->is", drawn, wanted)
+    length = np.linalg.norm(drawn, axis=2)
+    cosine = np.divide(along, length, out=np.full_like(along, -np.inf), where=length > 0)
+    return cosine.argmax(axis=1)
 
 
 def _unit(patterns: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from raybrain.config import InputError, load
+from raybrain.config import Generator, InputError, Reconstruct, load
+from raybrain.diffusion import draw, embed_images, load_generator
+from raybrain.diffusion.lite1 import COARSE, POOLED, Lite1WithProjection
 from raybrain.pretraining.autoencoder import (
     ReconstructionLoss,
     decode,
@@ -18,24 +20,40 @@ from raybrain.pretraining.autoencoder import (
     new_autoencoder,
     standardise_latents,
 )
-from raybrain.pretraining.denoiser import VelocityLoss, alphas_cumprod, new_scheduler
+from raybrain.pretraining.denoiser import (
+    Pictured,
+    VelocityLoss,
+    alphas_cumprod,
+    degrade,
+    new_denoiser,
+    new_scheduler,
+)
+from raybrain.pretraining.image_encoder import (
+    behind_noise,
+    class_embeddings,
+    fit_projection,
+    new_noising_scheduler,
+)
 from raybrain.pretraining.optimise import learning_rate, optimise, use_average
 from raybrain.pretraining.parts import export
 from raybrain.pretraining.phases import finished_parts, pretrain
-from raybrain.pretraining.pictures import Pictures, open_pictures, vary
+from raybrain.pretraining.pictures import Pictures, open_pictures, to_unit, vary
 from raybrain.pretraining.run import digest
 from raybrain.pretraining.settings import (
     Autoencoder,
     Denoiser,
+    ImageEncoder,
     Images,
     Optimisation,
     Pretraining,
     Text,
 )
 from raybrain.pretraining.text import ContrastiveLoss, new_text_encoder, new_tokenizer, tokenize
+from raybrain.stimuli import family_of, held_out_emoji, pretraining_emoji
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "raybrain" / "assets" / "pocket-diffusion"
+PARTS_WITH_WEIGHTS = {"vae", "unet", "text_encoder", "image_encoder", "image_normalizer"}
 
 
 def test_the_schedule_is_the_shifted_cosine_and_ends_in_noise():
@@ -70,7 +88,7 @@ class _Knows(nn.Module):
         self.kept = kept
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, noisy, step, encoder_hidden_states):
+    def forward(self, noisy, step, encoder_hidden_states, class_labels):
         kept = self.kept[step][:, None, None, None]
         # noisy = sqrt(1 - a) noise and v = sqrt(a) noise
         velocity = (kept.sqrt() / (1 - kept).clamp(min=1e-6).sqrt()) * noisy
@@ -86,6 +104,118 @@ def test_velocity_loss_vanishes_for_the_right_velocity_and_only_for_it():
     assert loss(latents, captions)["loss"].item() == pytest.approx(0, abs=1e-6)
     unet.scale.data += 0.5
     assert loss(latents, captions)["loss"].item() > 0.02
+
+
+def test_from_degraded_latents_the_right_velocity_leads_to_the_sharp_ones():
+    settings = Denoiser(noise_steps=100, degraded=1.0)
+    kept = new_scheduler(settings).alphas_cumprod.clamp(0, 1).float()
+    sharp = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    class Sharpens(nn.Module):
+        """A U-Net that knows the sharp latents: v = (sqrt(a) x - z) / sqrt(1 - a)."""
+
+        def forward(self, noisy, step, encoder_hidden_states, class_labels):
+            a = kept[step][:, None, None, None]
+            velocity = (a.sqrt() * noisy - sharp) / (1 - a).sqrt()
+            return type("Output", (), {"sample": velocity})()
+
+    loss = VelocityLoss(Sharpens(), settings=settings)
+    torch.manual_seed(0)
+    assert loss(sharp, torch.zeros(16, 3, 8))["loss"].item() == pytest.approx(0, abs=1e-8)
+    blurred = degrade(sharp)
+    assert blurred.shape == sharp.shape
+    # Neighbours become alike, and the mean of each picture nearly stays.
+    assert (blurred.diff(dim=-1).square().mean() / sharp.diff(dim=-1).square().mean()) < 0.6
+
+
+def test_the_projection_is_that_of_whitened_principal_components():
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((300, 40)) @ rng.standard_normal((40, POOLED + COARSE))
+    encoder = Lite1WithProjection(size=32, components=8)
+    fit_projection(encoder, features=torch.from_numpy(features), weight=torch.ones(300))
+    scale = features.std(0) * np.sqrt(np.r_[np.full(POOLED, POOLED), np.full(COARSE, COARSE)])
+    pca = PCA(8, whiten=True, svd_solver="full").fit((features - features.mean(0)) / scale)
+    wanted = pca.transform((features - features.mean(0)) / scale)
+    found = encoder.projection(torch.from_numpy(features).float()).numpy()
+    signs = np.sign((wanted * found).sum(0))
+    # scikit-learn divides by n - 1.
+    np.testing.assert_allclose(found, signs * wanted * np.sqrt(300 / 299), atol=2e-3)
+    variance = pca.explained_variance_ * 299 / 300
+    np.testing.assert_allclose(encoder.projection.variance, variance, rtol=1e-4)
+
+
+def test_behind_noise_a_component_keeps_the_share_its_variance_gives():
+    torch.manual_seed(0)
+    variance, noise = torch.tensor([4.0, 1.0, 0.1]), torch.full((50_000,), 1.0)
+    embeds = torch.randn(50_000, 3)
+    seen = behind_noise(embeds, variance=variance, noise=noise)
+    kept = variance / (variance + 1)
+    torch.testing.assert_close(seen.var(0), kept, atol=0.02, rtol=0)
+    slope = (embeds * seen).mean(0) / seen.square().mean(0)
+    torch.testing.assert_close(slope, torch.ones(3), atol=0.05, rtol=0)  # a posterior mean
+    clean = behind_noise(embeds, variance=variance, noise=torch.zeros(50_000))
+    assert torch.equal(clean, embeds)
+
+
+def test_class_embeddings_are_those_of_diffusers_unclip():
+    from types import SimpleNamespace
+
+    from diffusers import StableUnCLIPImg2ImgPipeline
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
+
+    scheduler = new_noising_scheduler()
+    parts = SimpleNamespace(
+        image_normalizer=StableUnCLIPImageNormalizer(8), image_noising_scheduler=scheduler
+    )
+    embeds = torch.randn(5, 8)
+    torch.manual_seed(1)
+    noise = torch.randn(5, 8)
+    with torch.no_grad():
+        wanted = StableUnCLIPImg2ImgPipeline.noise_image_embeddings(
+            parts, embeds, noise_level=300, noise=noise
+        )
+    torch.manual_seed(1)
+    level = torch.full((5,), 300)
+    found = class_embeddings(embeds, level=level, kept=scheduler.alphas_cumprod)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_some_embeddings_are_dropped_and_tell_nothing():
+    torch.manual_seed(0)
+    settings = ImageEncoder(components=4, drop=0.3, noised=0.5)
+    pictured = Pictured(torch.randn(2, 50, 4), variance=torch.ones(4), settings=settings)
+    classes, dropped = pictured.draw(torch.randint(2, (4000,)), torch.randint(50, (4000,)))
+    assert dropped.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal((classes == 0).all(1), dropped)
+
+
+def test_a_new_embedding_at_first_changes_nothing():
+    torch.manual_seed(0)
+    unet = new_denoiser(
+        settings=Denoiser(channels=(16, 32), heads_of=16),
+        sample_size=8,
+        latent_channels=4,
+        text_width=8,
+        components=4,
+    )
+    noisy, captions = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        one, other = (
+            unet(noisy, 7, encoder_hidden_states=captions, class_labels=classes).sample
+            for classes in (torch.zeros(2, 8), torch.randn(2, 8))
+        )
+    assert torch.equal(one, other)
+
+
+def test_no_test_picture_of_a_simulated_subject_was_trained_on():
+    shown = {family_of(e.code) for e in held_out_emoji()}
+    assert len(shown) == 103
+    assert not shown & {e.family for e in pretraining_emoji()}
+    assert len(open_pictures(Images()).captions) == len(pretraining_emoji())
 
 
 def test_contrastive_loss_agrees_with_numpy_and_counts_repeats_as_matches():
@@ -279,6 +409,7 @@ def _toy(folder, **changes):
             "heads": 2,
             "optimisation": brief(20, 10),
         },
+        "image_encoder": {"components": 6, "size": 32},
         "denoiser": {
             "channels": [16, 32],
             "heads_of": 16,
@@ -315,14 +446,47 @@ def test_continued_pretraining_equals_an_unbroken_one(toy_reports, stopped_at):
         torch.testing.assert_close(continued[key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_the_exported_folder_draws_in_diffusers(toy_reports, tmp_path):
+def test_the_exported_folder_is_a_generator_that_draws_from_what_it_sees(toy_reports, tmp_path):
+    settings, reports = toy_reports
+    parts = finished_parts(settings, reports[-1][1])
+    export(parts, tmp_path)
+    generator = load_generator(Generator(checkpoint=str(tmp_path), device="cpu"))
+    average = reports[-1][1]["optimiser"]["average"]["unet.class_embedding.linear_2.weight"]
+    shipped = generator.pipeline.unet.class_embedding.linear_2.weight
+    torch.testing.assert_close(shipped.float(), average, atol=1e-3, rtol=1e-3)
+    pixels = open_pictures(settings.images).pixels[:2]
+    embeds = embed_images(generator, images=pixels.permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        wanted = parts.image_encoder(to_unit(pixels))
+    np.testing.assert_allclose(embeds, wanted.numpy(), atol=1e-4)
+    drawn = draw(
+        generator,
+        latents=None,
+        prompt_embeds=None,
+        image_embeds=embeds,
+        image_ids=["a", "b"],
+        samples=[0, 0],
+        seed=0,
+        settings=Reconstruct(mode="e", steps=4),
+    )
+    assert drawn.shape == (2, 16, 16, 3)
+
+
+def test_more_components_than_the_pictures_have_are_refused(tmp_path):
+    settings = _toy(tmp_path, image_encoder={"components": 64, "size": 32})
+    with pytest.raises(InputError, match=r"vary in \d+ directions only"):
+        list(pretrain(settings))
+
+
+def test_without_an_image_encoder_the_exported_folder_draws_in_diffusers(tmp_path):
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    settings, reports = toy_reports
-    export(finished_parts(settings, reports[-1][1]), tmp_path)
+    settings = _toy(tmp_path, image_encoder=None)
+    *_, last = pretrain(settings)
+    export(finished_parts(settings, last.state()), tmp_path)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    average = reports[-1][1]["optimiser"]["average"]["unet.conv_in.weight"]
+    average = last.state()["optimiser"]["average"]["unet.conv_in.weight"]
     shipped = pipeline.unet.conv_in.weight
     torch.testing.assert_close(shipped.float(), average, atol=1e-3, rtol=1e-3)
     pipeline.to(torch.float32)
@@ -386,8 +550,8 @@ def test_the_shipped_experiment_is_valid_and_a_typo_is_named():
 
 def test_the_shipped_generator_is_small_and_whole():
     weights = list(ASSETS.glob("*/*.safetensors"))
-    assert len(weights) == 3
-    assert sum(path.stat().st_size for path in weights) <= 28e6
+    assert {path.parent.name for path in weights} == PARTS_WITH_WEIGHTS
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 30e6
     for part in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
         assert (ASSETS / part).is_file()
 
@@ -405,6 +569,8 @@ SMOKE = [
     "text.layers=1",
     "text.optimisation.steps=4",
     "text.optimisation.batch_size=8",
+    "image_encoder.components=6",
+    "image_encoder.size=32",
     "denoiser.channels=[16,32]",
     "denoiser.heads_of=16",
     "denoiser.copies=1",
@@ -432,7 +598,7 @@ def test_the_job_trains_records_and_exports(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "generators" / "pocket-diffusion"
     assert f"generator.checkpoint={folder}" in done.stdout
-    assert len(list(folder.glob("*/*.safetensors"))) == 3
+    assert {path.parent.name for path in folder.glob("*/*.safetensors")} == PARTS_WITH_WEIGHTS
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pretraining")
     runs = client.search_runs([experiment.experiment_id], "tags.`raybrain.stage` = 'pretrain'")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raybrain.reranking import fit_encoding, rerank
+from raybrain.reranking import fit_encoding, nearest_sample, rerank, side_by_side
 
 TRAINING, IMAGES, SAMPLES, FEATURES, DRIVEN, SILENT = 400, 120, 5, 20, 60, 60
 
@@ -101,3 +101,29 @@ def test_a_blank_candidate_has_no_correlation():
     assert ranked.chosen[0] == 1
     with pytest.raises(ValueError, match="1 images need 1 responses"):
         rerank(model, candidates=blank, responses=quiet.responses)
+
+
+def test_the_sample_nearest_the_decoded_embedding_is_chosen_about_the_training_mean():
+    rng = np.random.default_rng(0)
+    training = 5 + np.array([1.0, 10.0, 0.1]) * rng.standard_normal((200, 3))
+    mean, deviation = training.mean(0), training.std(0)
+    candidates = mean + deviation * np.array(
+        [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]], [[1, 1, 0], [-1, 1, 0], [0, 0, 0]]]
+    )
+    # Far from the mean in its unit, though a small number: only the scale tells.
+    decoded = mean + deviation * np.array([[0.1, 0.2, 0.3], [-0.5, 0.4, 0.0]])
+    chosen = nearest_sample(candidates, decoded=decoded, training=training)
+    assert chosen.tolist() == [2, 1]
+
+
+def test_kinds_of_features_stand_side_by_side_with_the_same_variance():
+    rng = np.random.default_rng(1)
+    seen = {"a": 100 * rng.standard_normal((50, 2, 3)), "b": 3 + rng.standard_normal((50, 4))}
+    candidates = {"a": seen["a"][:10].reshape(5, 2, 2, 3), "b": seen["b"][:10].reshape(5, 2, 4)}
+    fitted, drawn = side_by_side(seen, candidates)
+    assert fitted.shape == (50, 10)
+    assert drawn.shape == (5, 2, 10)
+    for part in (slice(0, 6), slice(6, 10)):
+        assert fitted[:, part].var(0).sum() == pytest.approx(1, rel=1e-4)
+        assert np.allclose(fitted[:, part].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(drawn.reshape(10, 10), fitted[:10], rtol=1e-5)

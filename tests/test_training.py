@@ -10,7 +10,7 @@ from torch import nn
 from raybrain.config import InputError, Training
 from raybrain.decoders.published import Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
-from raybrain.training import Batch, fit, resident, streamed
+from raybrain.training import Batch, Contrast, fit, resident, streamed
 from raybrain.training.losses import row_loss, soft_clip
 from raybrain.training.workers import Workers
 
@@ -165,8 +165,9 @@ def several(workers, *, model=network, **changes):
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("contrastive", [0.0, 0.3])
 def test_workers_share_a_batch_without_changing_the_result(workers, contrastive):
-    _, alone = run(contrastive=contrastive)
-    shared = several(workers, contrastive=contrastive)
+    contrast = Contrast(weight=contrastive)
+    _, alone = run(contrast=contrast)
+    shared = several(workers, contrast=contrast)
     for model, epochs in shared:
         assert same_weights(model, shared[0][0])
         for one, many in zip(alone, epochs, strict=True):

@@ -109,7 +109,7 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(finished, experiment
 def test_data_larger_than_the_memory_are_streamed_from_disk(finished, experiment_file, capsys):
     experiment = load_experiment(experiment_file, "training.memory=1e-4")
     decode = experiment.decode.prompt_embeds
-    data = fitting._Data.of(experiment, TARGET, decode)
+    data = fitting.Data.of(experiment, TARGET, decode)
     assert data.exceeds_memory
     held = fitting._task(data)
     streamed = fitting._task_on_disk(data, folder=str(Path(experiment.workspace) / "rows.zarr"))
@@ -159,7 +159,7 @@ def test_a_registered_decoder_predicts_through_mlflow(finished, experiment_file,
         tags = tracker.client.get_run(version.run_id).data.tags
         assert tags["model"] == f"models:/{name}/{version.version}"
         decode = getattr(finished.decode, target)
-        data = fitting._Data.of(finished, target, decode)
+        data = fitting.Data.of(finished, target, decode)
         betas = data.opened.first_betas(3, voxels=data.mask)
         session = int(data.session[0])
         question = tmp_path / f"{target}.json"

@@ -12,9 +12,9 @@ import yaml
 
 from raybrain.config import Experiment, InputError, Range, Tuning, flatten, validate
 
-SEARCHED = ("decode", "training")
-"""What a candidate can change: how decoders are fitted. The rest says what they are fitted on, or
-what is done with them afterwards."""
+SEARCHED = ("decode", "training", "reconstruct")
+"""What a candidate can change: how decoders are fitted, or how is drawn from what they decode. The
+rest says what they are fitted on and what is done with the pictures."""
 
 
 def check_space(experiment: Experiment) -> None:
@@ -35,7 +35,7 @@ def check_space(experiment: Experiment) -> None:
         if section in Experiment.model_fields and section not in SEARCHED:
             raise InputError(
                 f"'{address}' cannot be searched; search what the decoders are fitted with, "
-                f"such as training.lr"
+                f"such as training.lr, or how is drawn, such as reconstruct.strength"
             )
         values = span.choices if span.choices is not None else (span.low, span.high)
         for value in values:

@@ -38,13 +38,14 @@ def _network(
     section: config.NetworkDecoder, *, voxels: int, outputs: int, wiring: Wiring
 ) -> nn.Module:
     match section:
-        case config.ResidualMLP():
+        case config.ResidualMLP() | config.MindEye2():
             return ResidualMLP(
                 voxels=voxels,
                 outputs=outputs,
                 width=section.width,
                 depth=section.depth,
                 dropout=section.dropout,
+                projection=projection_of(section),
             )
         case config.CnnText():
             return CnnText(order=wiring["order"], outputs=outputs)
@@ -68,3 +69,8 @@ def _network(
             )
         case _:
             assert_never(section)
+
+
+def projection_of(section: config.Backbone) -> int | None:
+    """Return the units of the projector that a backbone is trained with, if with any."""
+    return section.projection if isinstance(section, config.MindEye2) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,51 @@ class Trunk(nn.Sequential):
         )
 
 
+class Heads(NamedTuple):
+    """What a network with a projector gives while it trains."""
+
+    prediction: Tensor
+    """(row, dimension), for the regression."""
+    projection: Tensor
+    """(row, dimension), to be compared with targets by their directions alone."""
+
+
+class TwoHeadedTrunk(nn.Module):
+    """A `Trunk` with a projector behind its read-out (MindEye2): contrast does not bend regression.
+
+    The projector is used in training alone.
+    """
+
+    def __init__(
+        self, *, outputs: int, width: int, depth: int, dropout: float, projection: int
+    ) -> None:
+        super().__init__()
+        self.regress = Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
+        self.project = nn.Sequential(
+            nn.LayerNorm(outputs),
+            nn.GELU(),
+            nn.Linear(outputs, projection),
+            nn.LayerNorm(projection),
+            nn.GELU(),
+            nn.Linear(projection, outputs),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor | Heads:
+        """Return predictions (row, dimension), and in training projections as well."""
+        prediction = self.regress(hidden)
+        return Heads(prediction, self.project(prediction)) if self.training else prediction
+
+
+def _trunk(
+    *, outputs: int, width: int, depth: int, dropout: float, projection: int | None
+) -> nn.Module:
+    if projection is None:
+        return Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
+    return TwoHeadedTrunk(
+        outputs=outputs, width=width, depth=depth, dropout=dropout, projection=projection
+    )
+
+
 class ResidualMLP(nn.Module):
     """Predicts standardised targets (row, dimension) from z-scored betas (row, voxel).
 
@@ -45,14 +91,23 @@ class ResidualMLP(nn.Module):
     """
 
     def __init__(
-        self, *, voxels: int, outputs: int, width: int, depth: int, dropout: float
+        self,
+        *,
+        voxels: int,
+        outputs: int,
+        width: int,
+        depth: int,
+        dropout: float,
+        projection: int | None = None,
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(voxels, width)
-        self.trunk = Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
+        self.trunk = _trunk(
+            outputs=outputs, width=width, depth=depth, dropout=dropout, projection=projection
+        )
 
-    def forward(self, betas: Tensor) -> Tensor:
-        """Return predictions (row, dimension)."""
+    def forward(self, betas: Tensor) -> Tensor | Heads:
+        """Return predictions (row, dimension), with a projector in training `Heads`."""
         return self.trunk(self.enter(betas))
 
 
@@ -63,15 +118,27 @@ class SharedMLP(nn.Module):
     subject followed by that subject's betas, filled up to the widest subject: (row, 1 + widest).
     """
 
+    labels = 1
+    """Leading columns of a row that are no betas."""
+
     def __init__(
-        self, *, voxels: Sequence[int], outputs: int, width: int, depth: int, dropout: float
+        self,
+        *,
+        voxels: Sequence[int],
+        outputs: int,
+        width: int,
+        depth: int,
+        dropout: float,
+        projection: int | None = None,
     ) -> None:
         super().__init__()
         self.enter = nn.ModuleList(nn.Linear(number, width) for number in voxels)
-        self.trunk = Trunk(outputs=outputs, width=width, depth=depth, dropout=dropout)
+        self.trunk = _trunk(
+            outputs=outputs, width=width, depth=depth, dropout=dropout, projection=projection
+        )
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return predictions (row, dimension)."""
+    def forward(self, rows: Tensor) -> Tensor | Heads:
+        """Return predictions (row, dimension), with a projector in training `Heads`."""
         subject = rows[:, 0].long()
         order, parts = [], []
         for number, layer in enumerate(self.enter):

@@ -27,12 +27,12 @@ class SharedTask:
 
     Attributes
     ----------
-    section : config.ResidualMLP
+    section : config.Backbone
     subjects : mapping of str to Task
         Each subject's own arrays, all with the same target scaler.
     """
 
-    section: config.ResidualMLP
+    section: config.ResidualMLP | config.MindEye2
     subjects: Mapping[str, Task]
 
     @property
@@ -64,6 +64,7 @@ class SharedTask:
         """Return the untrained network."""
         import torch
 
+        from raybrain.decoders.build import projection_of
         from raybrain.decoders.residual_mlp import SharedMLP
 
         with torch.random.fork_rng(devices=[]):
@@ -74,6 +75,7 @@ class SharedTask:
                 width=self.section.width,
                 depth=self.section.depth,
                 dropout=self.section.dropout,
+                projection=projection_of(self.section),
             )
 
     def finish(self, network: nn.Module) -> dict[str, TrainedDecoder]:
@@ -118,16 +120,19 @@ def shared_task(subjects: Mapping[str, Task]) -> SharedTask:
     """
     first = next(iter(subjects.values()))
     for subject, task in subjects.items():
-        if task.section != first.section or not isinstance(task.section, config.ResidualMLP):
+        if task.section != first.section or not isinstance(
+            task.section, config.ResidualMLP | config.MindEye2
+        ):
             raise ValueError(
-                f"subjects can share a 'residual_mlp' of one size; {subject} has {task.section}"
+                f"subjects can share a 'residual_mlp' or 'mindeye2' of one size; {subject} has "
+                f"{task.section}"
             )
         if len(task.target_scaler.mean) != len(first.target_scaler.mean):
             raise ValueError(
                 f"{subject} has {len(task.target_scaler.mean)} target dimensions, "
                 f"others {len(first.target_scaler.mean)}"
             )
-    assert isinstance(first.section, config.ResidualMLP)
+    assert isinstance(first.section, config.ResidualMLP | config.MindEye2)
     together = _pooled(list(subjects.values()))
     return SharedTask(
         section=first.section,

@@ -13,9 +13,16 @@ from raybrain.diffusion.generator import (
     load_generator,
     target_shapes,
 )
-from raybrain.diffusion.targets import complete_prompt, encode_captions, encode_images
+from raybrain.diffusion.published import CHECKPOINTS, wanted_files
+from raybrain.diffusion.targets import (
+    complete_prompt,
+    embed_images,
+    encode_captions,
+    encode_images,
+)
 
 __all__ = [
+    "CHECKPOINTS",
     "Drawing",
     "DrawingUnit",
     "DrawingWorker",
@@ -24,10 +31,12 @@ __all__ = [
     "complete_prompt",
     "draw",
     "drawn_pixels",
+    "embed_images",
     "encode_captions",
     "encode_images",
     "generator_digest",
     "load_generator",
     "noise_seed",
     "target_shapes",
+    "wanted_files",
 ]

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ POCKET_DIFFUSION = Path(__file__).parents[1] / "assets" / "pocket-diffusion"
 MODELS = ("vae", "unet", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
+PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
+UNCLIP = "StableUnCLIPImg2ImgPipeline"
+UNCLIP_PARTS = ("image_encoder", "image_normalizer", "image_noising_scheduler")
+IMAGE_ENCODER = "image_encoder"
+IMAGE_PROCESSOR = "preprocessor_config.json"
+LITE1 = "EfficientNetLite1WithProjection"
+"""How the config of an image encoder names the one that raybrain brings; others are CLIP's."""
 LATENT_CHANNELS = 4  # StableDiffusionImg2ImgPipeline takes an image of 4 channels as latents
 
 
@@ -27,10 +34,37 @@ class Checkpoint:
     """Holds ``model_index.json`` and a folder per part; only its configs count with ``weights``."""
     weights: Path | None = None
     """One ``.safetensors`` or ``.ckpt`` file in the layout of the original repository."""
+    adapter: Path | None = None
+    """An IP-Adapter's ``.safetensors`` file."""
+    image_encoder: Path | None = None
+    """Folder of the network that makes image embeddings, its config and weights."""
+
+    @property
+    def unclip(self) -> bool:
+        """Whether the UNet takes image embeddings as class embeddings."""
+        return self._pipeline() == UNCLIP
+
+    @property
+    def image_processor(self) -> Path | None:
+        """The folder that says how pictures are prepared for the image encoder, if any does."""
+        beside = [self.folder / "feature_extractor"] if self.unclip else []
+        candidates = [*([self.image_encoder] if self.image_encoder else []), *beside]
+        return next((place for place in candidates if (place / IMAGE_PROCESSOR).is_file()), None)
+
+    def image_encoder_settings(self) -> dict[str, Any]:
+        """Return the JSON configuration of the image encoder."""
+        assert self.image_encoder is not None
+        return json.loads((self.image_encoder / "config.json").read_text())
+
+    def _pipeline(self) -> str:
+        index = json.loads((self.folder / "model_index.json").read_text())
+        return str(index.get("_class_name", ""))
 
     def settings(self, part: str) -> dict[str, Any]:
         """Return the JSON configuration of a part such as ``"unet"``."""
         names = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+        if part.endswith("_scheduler"):
+            names[part] = "scheduler_config.json"
         path = self.folder / part / names.get(part, "config.json")
         return json.loads(path.read_text())
 
@@ -57,8 +91,22 @@ class Checkpoint:
             inside = sorted((self.folder / part).glob("*"))
             configs += [path for path in inside if path.suffix in {".json", ".txt", ".model"}]
         if self.weights:
-            return [*configs, self.weights]
-        return [*configs, *(path for part in MODELS for path in self.weight_files(part))]
+            return [*configs, self.weights, *self._image_files()]
+        weights = [path for part in MODELS for path in self.weight_files(part)]
+        return [*configs, *weights, *self._image_files()]
+
+    def _image_files(self) -> list[Path]:
+        if self.image_encoder is None:
+            return []
+        found = [self.image_encoder / "config.json"]
+        found += sorted(self.image_encoder.glob("*.safetensors"))
+        if self.image_processor is not None:
+            found.append(self.image_processor / IMAGE_PROCESSOR)
+        if self.unclip:
+            for part in ("image_normalizer", "image_noising_scheduler"):
+                inside = sorted((self.folder / part).glob("*"))
+                found += [path for path in inside if path.suffix in {".json", ".safetensors"}]
+        return [*found, *([self.adapter] if self.adapter else [])]
 
 
 def find_checkpoint(settings: Generator) -> Checkpoint:
@@ -84,7 +132,37 @@ def find_checkpoint(settings: Generator) -> Checkpoint:
             f"type generator.checkpoint=pocket-diffusion for the one that ships with raybrain"
         )
     _check(checkpoint, name=name)
+    checkpoint = _with_image_parts(checkpoint, settings)
+    check_image_parts(checkpoint, name=name)
     return checkpoint
+
+
+def _with_image_parts(checkpoint: Checkpoint, settings: Generator) -> Checkpoint:
+    """Return the checkpoint with its image encoder and its adapter, where it has any.
+
+    An adapter comes from ``generator.image_adapter``; its encoder from ``generator.image_encoder``
+    or from a folder of that name beside it. An encoder
+    that neither an adapter nor an unCLIP UNet listens to does not count.
+    """
+    adapter = None
+    if settings.image_adapter is not None:
+        adapter = Path(settings.image_adapter).expanduser().resolve()
+    if adapter is None and not checkpoint.unclip:
+        if settings.image_encoder is not None:
+            raise InputError(
+                f"'generator.image_encoder' is given, but '{settings.checkpoint}' listens to no "
+                f"image embedding; type generator.image_adapter=FILE, an IP-Adapter made for it, "
+                f"or choose a Stable unCLIP checkpoint"
+            )
+        return checkpoint
+    if adapter is not None and checkpoint.unclip:
+        raise InputError(
+            f"'{settings.checkpoint}' is a Stable unCLIP checkpoint, which takes image embeddings "
+            f"without an adapter; leave out generator.image_adapter"
+        )
+    beside = checkpoint.folder if adapter is None else adapter.parent
+    encoder = Path(settings.image_encoder or beside / IMAGE_ENCODER).expanduser().resolve()
+    return replace(checkpoint, adapter=adapter, image_encoder=encoder)
 
 
 def _configs_for(weights: Path, settings: Generator) -> Path:
@@ -129,13 +207,15 @@ def _check(checkpoint: Checkpoint, *, name: str) -> None:
             f"the generator '{name}' has no model_index.json in {checkpoint.folder}; "
             f"generator.checkpoint should be a folder written by diffusers' save_pretrained"
         )
-    pipeline = json.loads(index.read_text()).get("_class_name", "")
-    if pipeline not in {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"}:
+    pipeline = checkpoint._pipeline()
+    if pipeline not in PIPELINES | {UNCLIP}:
         raise InputError(
             f"the generator '{name}' is a {pipeline or 'folder without a pipeline class'}, but "
-            f"raybrain draws with Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)"
+            f"raybrain draws with Stable Diffusion 1.x or 2.x (StableDiffusionPipeline) or with "
+            f"Stable unCLIP ({UNCLIP})"
         )
-    for part in PARTS:
+    parts = (*PARTS, *UNCLIP_PARTS) if checkpoint.unclip else PARTS
+    for part in parts:
         if not any((checkpoint.folder / part).glob("*.json")):
             raise InputError(
                 f"the generator '{name}' lacks {part}/ in {checkpoint.folder}; copy it"
@@ -153,6 +233,89 @@ def _check(checkpoint: Checkpoint, *, name: str) -> None:
         )
 
 
+def check_image_parts(checkpoint: Checkpoint, *, name: str) -> None:
+    """Raise `InputError` where image encoder, adapter and UNet do not fit each other.
+
+    Shapes are read from configs and from the head of the adapter's file; no weights are loaded.
+    """
+    encoder, adapter = checkpoint.image_encoder, checkpoint.adapter
+    if encoder is None:
+        return
+    shapes = _adapter_shapes(adapter) if adapter else {}
+    if not (encoder / "config.json").is_file() or not any(encoder.glob("*.safetensors")):
+        raise InputError(
+            f"the generator '{name}' has no image encoder at {encoder}: a config.json and "
+            f".safetensors weights of a CLIPVisionModelWithProjection belong there; copy them, or "
+            f"type generator.image_encoder=FOLDER"
+        )
+    config = checkpoint.image_encoder_settings()
+    unet = checkpoint.settings("unet")
+    if checkpoint.unclip:
+        width = unet.get("projection_class_embeddings_input_dim") or 0
+        if width != 2 * config["projection_dim"]:
+            raise InputError(
+                f"the image encoder at {encoder} gives embeddings of {config['projection_dim']}, "
+                f"but the UNet of '{name}' was trained with {width // 2}; use the image_encoder/ "
+                f"that came with it"
+            )
+        return
+    plus = PLUS in shapes
+    key = PLUS if plus else POOLED
+    if key not in shapes or FIRST_KEY not in shapes:
+        raise InputError(
+            f"{adapter} is no IP-Adapter of the pooled or the plus form (it has no '{POOLED}' nor "
+            f"'{PLUS}'); others are not supported"
+        )
+    reads, gives = shapes[key][1], config["hidden_size" if plus else "projection_dim"]
+    if reads != gives:
+        raise InputError(
+            f"the adapter {adapter} reads embeddings of {reads}, but the image encoder at "
+            f"{encoder} gives {gives}; type generator.image_encoder=FOLDER, the one it was "
+            f"trained with"
+        )
+    attends = shapes[FIRST_KEY][1]
+    if attends != unet["cross_attention_dim"]:
+        raise InputError(
+            f"the adapter {adapter} was made for a UNet of width {attends}, but '{name}' has "
+            f"{unet['cross_attention_dim']}; choose the adapter made for this checkpoint"
+        )
+
+
+POOLED = "image_proj.proj.weight"
+PLUS = "image_proj.proj_in.weight"
+FIRST_KEY = "ip_adapter.1.to_k_ip.weight"
+
+
+def hidden_states_wanted(checkpoint: Checkpoint) -> bool:
+    """Return whether the adapter reads hidden states instead of the pooled embedding."""
+    return checkpoint.adapter is not None and PLUS in _adapter_shapes(checkpoint.adapter)
+
+
+def image_embeds_shape(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """Return the shape of one image's embedding, or None where the checkpoint knows none."""
+    if checkpoint.image_encoder is None:
+        return None
+    config = checkpoint.image_encoder_settings()
+    if not hidden_states_wanted(checkpoint):
+        return (config["projection_dim"],)
+    return ((config["image_size"] // config["patch_size"]) ** 2 + 1, config["hidden_size"])
+
+
+def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise InputError(
+            f"there is no adapter at {path}: generator.image_adapter should be the .safetensors "
+            f"file of an IP-Adapter"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"the adapter {path} could not be read ({error}); copy it again") from None
+
+
 def generator_digest(settings: Generator) -> str:
     """Return the sha256 over the names and bytes of all weight and config files of a generator.
 
@@ -167,11 +330,22 @@ def generator_digest(settings: Generator) -> str:
     checkpoint = find_checkpoint(settings)
     digest = hashlib.sha256()
     for path in checkpoint.files():
-        where = path.relative_to(checkpoint.folder) if path != checkpoint.weights else "weights"
+        where = _role(path, checkpoint)
         status = path.stat()
         content = _file_digest(path, size=status.st_size, modified=status.st_mtime_ns)
         digest.update(f"{where}\n{content}\n".encode())
     return digest.hexdigest()
+
+
+def _role(path: Path, checkpoint: Checkpoint) -> str:
+    """Return what a file is to a checkpoint, wherever it lies."""
+    if path == checkpoint.weights:
+        return "weights"
+    if path == checkpoint.adapter:
+        return "adapter"
+    if checkpoint.image_encoder is not None and path.parent == checkpoint.image_encoder:
+        return f"{IMAGE_ENCODER}/{path.name}"
+    return path.relative_to(checkpoint.folder).as_posix()
 
 
 @functools.lru_cache(maxsize=256)

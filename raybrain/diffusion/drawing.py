@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.config import Generator, InputError, Reconstruct
-from raybrain.diffusion.generator import load_generator, quiet
+from raybrain.config import Features, Generator, InputError, Reconstruct, letters
+from raybrain.diffusion.generator import load_generator, quiet, target_shapes
 from raybrain.diffusion.targets import encode_pixels, resize
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def draw(
     *,
     latents: NDArray[np.floating] | None,
     prompt_embeds: NDArray[np.floating] | None,
+    image_embeds: NDArray[np.floating] | None = None,
     image_ids: Sequence[int | str] | NDArray[Any],
     samples: Sequence[int] | NDArray[np.integer],
     seed: int,
@@ -39,19 +41,22 @@ def draw(
 ) -> NDArray[np.uint8]:
     """Return one image per row, drawn by diffusers' img2img pipeline.
 
-    ``settings.mode`` says what a row is drawn from. ``z``: its latents, with the empty caption and
-    no guidance. ``c``: its text embedding, from pure noise. ``z+c``: both. ``takagi``: both, the
-    latents being decoded to pixels, enlarged to the generator's resolution and encoded again, as
-    Takagi and Nishimoto did (CVPR 2023).
+    ``settings.mode`` says what a row is drawn from: ``z`` its latents, ``c`` its text embedding,
+    ``e`` its image embedding, or several. Without z it is drawn from pure noise, without c with the
+    empty caption, and from z alone without guidance. ``takagi``: z and c, the latents being decoded
+    to pixels, enlarged to the generator's resolution and encoded again, as Takagi and Nishimoto did
+    (CVPR 2023).
 
     Parameters
     ----------
     generator : StableDiffusion
         The generator the targets were made with.
     latents : ndarray or None
-        (row, channel, y, x) scaled latents; not used by mode ``c``.
+        (row, channel, y, x) scaled latents; not used by modes without z.
     prompt_embeds : ndarray or None
-        (row, token, width), all tokens; not used by mode ``z``.
+        (row, token, width), all tokens; not used by modes without c.
+    image_embeds : ndarray or None
+        (row, width) or (row, token, width); not used by modes without e.
     image_ids, samples : sequence
         For each row the image and the number of the sample. With ``seed`` they determine its noise,
         whatever else is in the batch.
@@ -77,34 +82,46 @@ def draw(
     if len(samples) != rows:
         raise InputError(f"{rows} image ids need {rows} sample numbers; found {len(samples)}")
     _check_steps(settings, generator)
-    mode = settings.mode
-    if mode == "c":
+    drawn_from = letters(settings.mode)
+    if "z" in drawn_from:
+        start = _latents(generator, latents=latents, rows=rows)
+    else:
         side = generator.latent_size
         start = torch.zeros((rows, generator.pipeline.vae.config.latent_channels, side, side))
-    else:
-        start = _latents(generator, latents=latents, rows=rows)
-    if mode == "z":
-        embeds = generator.unconditional.expand(rows, -1, -1)
-    else:
-        embeds = _embeds(generator, prompt_embeds=prompt_embeds, rows=rows)
+    empty = generator.unconditional.expand(rows, -1, -1)
+    embeds = empty
+    if "c" in drawn_from:
+        decoded = _embeds(generator, prompt_embeds=prompt_embeds, rows=rows).to(generator.device)
+        embeds = (
+            decoded if settings.prompt_scale == 1 else empty.lerp(decoded, settings.prompt_scale)
+        )
+    shown = None
+    if "e" in drawn_from:
+        shown = _image_embeds(generator, image_embeds=image_embeds, rows=rows)
     noise = [
         torch.Generator().manual_seed(noise_seed(seed=seed, image_id=image_id, sample=int(sample)))
         for image_id, sample in zip(image_ids, samples, strict=True)
     ]
+    guidance = 1.0 if drawn_from == {"z"} else settings.guidance
     pipeline = generator.pipeline
-    with torch.inference_mode(), quiet():
-        if mode == "takagi":
+    with (
+        torch.inference_mode(),
+        quiet(),
+        _telling(generator, shown, settings=settings, guided=guidance > 1, noise=noise) as told,
+    ):
+        if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
         pipeline.scheduler = _scheduler(settings, generator)
         pixels = pipeline(
             image=start.to(generator.device),
             prompt_embeds=embeds,
-            negative_prompt_embeds=generator.unconditional.expand_as(embeds),
-            strength=1.0 if mode == "c" else settings.strength,
-            guidance_scale=1.0 if mode == "z" else settings.guidance,
+            negative_prompt_embeds=empty,
+            strength=settings.strength if "z" in drawn_from else 1.0,
+            guidance_scale=guidance,
             num_inference_steps=settings.steps,
             generator=noise,
             output_type="pt",
+            **told,
         ).images
         if not torch.isfinite(pixels).all():
             raise InputError(
@@ -114,8 +131,27 @@ def draw(
         return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def _telling(
+    generator: StableDiffusion,
+    image_embeds: torch.Tensor | None,
+    *,
+    settings: Reconstruct,
+    guided: bool,
+    noise: Sequence[torch.Generator],
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    if generator.image is None:
+        return contextlib.nullcontext({})
+    return generator.image.telling(
+        image_embeds,
+        scale=settings.image_scale,
+        noise_level=settings.noise_level,
+        guided=guided,
+        noise=noise,
+    )
+
+
 def _check_steps(settings: Reconstruct, generator: StableDiffusion) -> None:
-    if settings.mode != "c" and int(settings.steps * settings.strength) < 1:
+    if "z" in letters(settings.mode) and int(settings.steps * settings.strength) < 1:
         needed = int(np.ceil(1 / settings.strength))
         raise InputError(
             f"'reconstruct.strength' {settings.strength} of {settings.steps} steps leaves no step "
@@ -164,6 +200,26 @@ def _embeds(
     return array
 
 
+def _image_embeds(
+    generator: StableDiffusion, *, image_embeds: NDArray[np.floating] | None, rows: int
+) -> torch.Tensor:
+    shape = target_shapes(generator, features=Features()).image_embeds
+    if shape is None:
+        raise InputError(
+            f"'{generator.settings.checkpoint}' has no image encoder, so it cannot draw from image "
+            f"embeddings; give it generator.image_adapter, or choose a reconstruct.mode without e"
+        )
+    wanted = f"({', '.join(map(str, (rows, *shape)))})"
+    array = _finite(image_embeds, name="image_embeds", wanted=wanted)
+    if tuple(array.shape) != (rows, *shape):
+        raise InputError(
+            f"the image_embeds have shape {tuple(array.shape)}, but "
+            f"'{generator.settings.checkpoint}' reads {wanted}; they come from another image "
+            f"encoder: predict them again with its own features"
+        )
+    return array.to(generator.device)
+
+
 def _finite(array: NDArray[np.floating] | None, *, name: str, wanted: str) -> torch.Tensor:
     import torch
 
@@ -209,6 +265,10 @@ class DrawingUnit:
     """(image, channel, y, x), or None when the mode does not need them."""
     prompt_embeds: NDArray[np.floating] | None
     """(image, token, width), or None when the mode does not need them."""
+    image_embeds: NDArray[np.floating] | None = None
+    """(image, ...), or None when the mode does not need them."""
+    settings: Reconstruct | None = None
+    """How to draw, where not as the worker was told."""
 
 
 @dataclass(frozen=True)
@@ -290,12 +350,16 @@ class DrawingWorker:
     def _draw(
         self, unit: DrawingUnit, *, owner: NDArray[np.integer], sample: NDArray[np.integer]
     ) -> NDArray[np.uint8]:
+        def of_rows(targets: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
+            return None if targets is None else targets[owner]
+
         return draw(
             self.generator,
-            latents=None if unit.latents is None else unit.latents[owner],
-            prompt_embeds=None if unit.prompt_embeds is None else unit.prompt_embeds[owner],
+            latents=of_rows(unit.latents),
+            prompt_embeds=of_rows(unit.prompt_embeds),
+            image_embeds=of_rows(unit.image_embeds),
             image_ids=[unit.image_ids[index] for index in owner],
             samples=sample,
             seed=self.seed,
-            settings=self.reconstruct,
+            settings=unit.settings or self.reconstruct,
         )

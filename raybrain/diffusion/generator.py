@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from raybrain.config import Features, Generator, InputError, Reconstruct
-from raybrain.diffusion.checkpoint import Checkpoint, find_checkpoint
+from raybrain.config import Features, Generator, InputError, Reconstruct, letters
+from raybrain.diffusion.checkpoint import (
+    PARTS,
+    Checkpoint,
+    find_checkpoint,
+    image_embeds_shape,
+)
+from raybrain.diffusion.image_conditioning import IPAdapter, UnCLIP, load_encoder
 
 if TYPE_CHECKING:
     import torch
+
+    from raybrain.diffusion.image_conditioning import ImageConditioning
 
 Pipeline: TypeAlias = Any
 """diffusers' ``StableDiffusionImg2ImgPipeline``, whose lazy import hides its type."""
@@ -29,6 +37,9 @@ class TargetShapes:
     """Channels, height and width of the VAE latents."""
     prompt_embeds: tuple[int, int]
     """Text tokens to decode and the width of their embedding."""
+    image_embeds: tuple[int, ...] | None
+    """Width of the image embedding, or tokens and width of hidden states; None for a checkpoint
+    that draws from none."""
     pixels: int
     """Pixels along one side of an image drawn from such latents."""
 
@@ -47,6 +58,8 @@ class StableDiffusion:
     """Pixels along one side of the images the network was trained on."""
     latent_size: int
     """Latents along one side at that resolution."""
+    image: ImageConditioning | None = None
+    """How image embeddings are made and drawn from, if the checkpoint knows any."""
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +99,7 @@ def load_generator(settings: Generator) -> StableDiffusion:
     with quiet():
         diffusers_log.disable_progress_bar()
         transformers_log.disable_progress_bar()
-        pipeline = _load_pipeline(checkpoint)
+        pipeline, image = _load_pipelines(checkpoint)
         pipeline.set_progress_bar_config(disable=True)
         for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             model.requires_grad_(False)
@@ -111,6 +124,7 @@ def load_generator(settings: Generator) -> StableDiffusion:
         unconditional=unconditional[0],
         resolution=shapes.pixels,
         latent_size=shapes.latents[1],
+        image=image,
     )
 
 
@@ -156,6 +170,7 @@ def target_shapes(generator: StableDiffusion | Generator, *, features: Features)
     return TargetShapes(
         latents=(vae["latent_channels"], side, side),
         prompt_embeds=(tokens, text["hidden_size"]),
+        image_embeds=image_embeds_shape(checkpoint),
         pixels=resolution,
     )
 
@@ -168,7 +183,7 @@ def drawn_pixels(
     Modes that start from latents keep their size; those that start from noise or go through pixels
     draw at the generator's own.
     """
-    own_size = reconstruct.mode in ("c", "takagi")
+    own_size = reconstruct.mode == "takagi" or "z" not in letters(reconstruct.mode)
     return target_shapes(generator, features=Features() if own_size else features).pixels
 
 
@@ -199,6 +214,58 @@ def _dtype(settings: Generator, *, device: torch.device) -> torch.dtype:
             "type generator.dtype=bfloat16 or generator.dtype=float32"
         )
     return getattr(torch, settings.dtype)
+
+
+def _load_pipelines(checkpoint: Checkpoint) -> tuple[Pipeline, ImageConditioning | None]:
+    """Return the pipeline that draws and what it does with image embeddings."""
+    pipeline = _load_pipeline(checkpoint)
+    if checkpoint.unclip:
+        return pipeline, _unclip(checkpoint, pipeline)
+    if checkpoint.adapter is None:
+        return pipeline, None
+    encoder = load_encoder(checkpoint)
+    try:
+        pipeline.load_ip_adapter(
+            str(checkpoint.adapter.parent),
+            subfolder="",
+            weight_name=checkpoint.adapter.name,
+            image_encoder_folder=None,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # what is missing is told instead of left without a value
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"the adapter {checkpoint.adapter} does not fit the UNet of {checkpoint.folder} "
+            f"({reason.rstrip('.:')}); choose the adapter made for this checkpoint"
+        ) from None
+    return pipeline, IPAdapter(pipeline, encoder, nothing=encoder.of_nothing())
+
+
+def _unclip(checkpoint: Checkpoint, pipeline: Pipeline) -> UnCLIP:
+    """Return diffusers' unCLIP pipeline around the networks of the one that draws.
+
+    The img2img pipeline draws, for it starts from latents, which the unCLIP pipeline cannot.
+    """
+    import diffusers
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
+
+    encoder = load_encoder(checkpoint)
+    noising = checkpoint.settings("image_noising_scheduler")["_class_name"]
+    whole = diffusers.StableUnCLIPImg2ImgPipeline(
+        **{part: getattr(pipeline, part) for part in PARTS},
+        feature_extractor=encoder.processor,
+        image_encoder=encoder.network,
+        image_normalizer=StableUnCLIPImageNormalizer.from_pretrained(
+            checkpoint.folder / "image_normalizer", local_files_only=True
+        ),
+        image_noising_scheduler=getattr(diffusers, noising).from_pretrained(
+            checkpoint.folder / "image_noising_scheduler", local_files_only=True
+        ),
+    )
+    return UnCLIP(whole, encoder)
 
 
 def _load_pipeline(checkpoint: Checkpoint) -> Pipeline:
@@ -263,14 +330,20 @@ def _compute_in(dtype: torch.dtype, *, pipeline: Pipeline) -> None:
 
         def lower(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             sample, *others = args
-            embeds = kwargs.get("encoder_hidden_states")
-            if embeds is not None:
-                kwargs = kwargs | {"encoder_hidden_states": embeds.to(dtype)}
+            for name in ("encoder_hidden_states", "class_labels"):
+                if kwargs.get(name) is not None:
+                    kwargs = kwargs | {name: kwargs[name].to(dtype)}
+            added = kwargs.get("added_cond_kwargs")
+            if added and "image_embeds" in added:
+                lowered = [embeds.to(dtype) for embeds in added["image_embeds"]]
+                kwargs = kwargs | {"added_cond_kwargs": added | {"image_embeds": lowered}}
             return (sample.to(dtype), *others), kwargs
 
         def raise_again(_module: Any, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (output[0].float(), *output[1:])
+            if isinstance(output, dict):  # with return_dict
+                return type(output)({name: value.float() for name, value in output.items()})
             return output.float()
 
         first.register_forward_pre_hook(lower, with_kwargs=True)

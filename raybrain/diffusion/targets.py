@@ -91,6 +91,45 @@ def encode_pixels(generator: StableDiffusion, *, pixels: torch.Tensor) -> torch.
         return posterior.mode() * generator.scaling_factor
 
 
+def embed_images(
+    generator: StableDiffusion,
+    *,
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """Return the image embedding of each image, by the checkpoint's image encoder.
+
+    Parameters
+    ----------
+    generator : StableDiffusion
+        The generator that will draw from these embeddings.
+    images : array or sequence of arrays
+        uint8, (y, x, rgb) each; prepared as the encoder's own processor does it.
+    batch_size : int
+        Images encoded together.
+
+    Returns
+    -------
+    ndarray
+        float32 (image, width), or (image, token, width) of hidden states.
+
+    Raises
+    ------
+    InputError
+        If the generator has no image encoder.
+    """
+    if generator.image is None:
+        raise InputError(
+            f"'{generator.settings.checkpoint}' has no image encoder; give it "
+            f"generator.image_adapter, or choose a checkpoint that has one"
+        )
+    parts = [
+        generator.image.encode(images[start : start + batch_size]).cpu().numpy()
+        for start in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
 def encode_captions(
     generator: StableDiffusion, *, captions: Sequence[Sequence[str]], batch_size: int = 64
 ) -> NDArray[np.float32]:

@@ -23,17 +23,20 @@ from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
 from raybrain.evaluation.protocols import PROTOCOLS, protocol_named
 from raybrain.evaluation.published import Published, published_for
-from raybrain.evaluation.retrieval import POOL, Retrieval, retrieval
+from raybrain.evaluation.retrieval import POOL, Retrieval, nearest_first, retrieval
 from raybrain.evaluation.scoring import (
     ABOUT,
     CATEGORY_ORACLE,
     CEILING,
+    E_ONLY,
+    EMBEDDING_RERANKED,
     MEAN_IMAGE,
     NEAREST_TRAINING,
     RANDOM_TRAINING,
     RERANKED,
     SHUFFLED,
     SYSTEM,
+    Z_ONLY,
     score_rows,
 )
 from raybrain.evaluation.strata import Stratum, likeness_to_training, quantile_labels, scores_by
@@ -44,6 +47,8 @@ __all__ = [
     "ABOUT",
     "CATEGORY_ORACLE",
     "CEILING",
+    "EMBEDDING_RERANKED",
+    "E_ONLY",
     "MEAN_IMAGE",
     "NEAREST_TRAINING",
     "POOL",
@@ -52,6 +57,7 @@ __all__ = [
     "RERANKED",
     "SHUFFLED",
     "SYSTEM",
+    "Z_ONLY",
     "CategoryScore",
     "Comparison",
     "Difference",
@@ -75,6 +81,7 @@ __all__ = [
     "load_table",
     "mean_image",
     "n_way",
+    "nearest_first",
     "nearest_training",
     "pixcorr",
     "protocol_named",

@@ -75,6 +75,17 @@ def retrieval(
     )
 
 
+def nearest_first(
+    *, predicted: NDArray[np.floating], true: NDArray[np.floating], centred: bool = False
+) -> NDArray[np.intp]:
+    """Return positions (image, rank) of the true embeddings, those nearest a prediction first.
+
+    Parameters as for `retrieval`.
+    """
+    brain, image = (_unit(values, centred=centred) for values in (predicted, true))
+    return np.argsort(-(brain @ image.T), axis=1, kind="stable")
+
+
 def _unit(values: NDArray[np.floating], *, centred: bool) -> NDArray[np.float64]:
     rows = values.reshape(len(values), -1).astype(np.float64)
     if centred:

@@ -34,6 +34,9 @@ SHUFFLED = "shuffled brain"
 CATEGORY_ORACLE = "category oracle"
 SYSTEM = "system"
 RERANKED = "brain reranked"
+EMBEDDING_RERANKED = "embedding reranked"
+Z_ONLY = "latents only"
+E_ONLY = "embedding only"
 CEILING = "ceiling"
 ROW_ORDER = (
     MEAN_IMAGE,
@@ -41,8 +44,11 @@ ROW_ORDER = (
     NEAREST_TRAINING,
     SHUFFLED,
     CATEGORY_ORACLE,
+    Z_ONLY,
+    E_ONLY,
     SYSTEM,
     RERANKED,
+    EMBEDDING_RERANKED,
     CEILING,
 )
 ABOUT = {
@@ -53,6 +59,9 @@ ABOUT = {
     CATEGORY_ORACLE: "mean latents with the embedding of the true category, through the generator",
     SYSTEM: "reconstructions from brain activity, each sample scored by itself, then averaged",
     RERANKED: "of the system's samples, the one whose predicted response fits the brain's best",
+    EMBEDDING_RERANKED: "of the system's samples, the one with the embedding nearest the decoded",
+    Z_ONLY: "drawn from the decoded latents alone: layout and colour",
+    E_ONLY: "drawn from the decoded image embedding alone: what it is of, from pure noise",
     CEILING: "true latents and true embeddings through the same generator",
 }
 SHUFFLES = 5

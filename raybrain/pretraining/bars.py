@@ -12,6 +12,7 @@ from raybrain.config import Generator, Reconstruct
 from raybrain.diffusion import (
     StableDiffusion,
     draw,
+    embed_images,
     encode_captions,
     encode_images,
     load_generator,
@@ -60,8 +61,8 @@ def measure_bars(
     """Return what a generator of OpenMoji achieves on pictures and captions.
 
     Held-out pictures are encoded and decoded (PSNR and two-way identification), drawn again from
-    their true latents and captions at each strength, and training pictures are drawn from their
-    captions alone.
+    their true latents and captions at each strength and from their image embeddings alone, and
+    training pictures are drawn from their captions alone.
 
     Parameters
     ----------
@@ -97,6 +98,12 @@ def measure_bars(
         about = f"held-out pictures from true latents and captions, strength {strength:g}"
         bars.append(Bar(name, _two_way(seen, drawn), wanted, len(seen), about))
         _sheet(sheets, name, seen=seen, drawn=drawn)
+    if generator.image is not None:
+        alone = settings.model_copy(update={"mode": "e"})
+        drawn = _draw(generator, held_out, seed=seed, settings=alone)
+        about = "held-out pictures from their image embeddings alone"
+        bars.append(Bar("embedding_two_way", _two_way(seen, drawn), 0.9, len(seen), about))
+        _sheet(sheets, "embedding", seen=seen, drawn=drawn)
     known = [e for e in emoji_objects() if e.family not in held_out_families()]
     order = np.random.default_rng(seed).permutation(len(known))[: min(100, count or 100)]
     chosen = [known[i] for i in order]
@@ -118,13 +125,16 @@ def measure_bars(
 def _draw(
     generator: StableDiffusion, emoji: Sequence[Emoji], *, seed: int, settings: Reconstruct
 ) -> NDArray[np.uint8]:
-    latents = encode_images(generator, images=render_all(emoji, size=generator.resolution))
+    pixels = render_all(emoji, size=generator.resolution)
+    latents = encode_images(generator, images=pixels)
+    seen = embed_images(generator, images=pixels) if generator.image is not None else None
     embeds = encode_captions(generator, captions=[e.captions[:1] for e in emoji])
     drawn = [
         draw(
             generator,
             latents=latents[part],
             prompt_embeds=embeds[part],
+            image_embeds=None if seen is None else seen[part],
             image_ids=[e.code for e in emoji[part]],
             samples=[0] * len(emoji[part]),
             seed=seed,

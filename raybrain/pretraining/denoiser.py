@@ -1,23 +1,49 @@
-"""The denoiser: a U-Net conditioned on captions, and the noise schedule made for small latents."""
+"""The denoiser: a U-Net conditioned on captions and pictures, and a schedule for small latents."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional
 
+from raybrain.pretraining.image_encoder import (
+    behind_noise,
+    class_embeddings,
+    new_noising_scheduler,
+)
 from raybrain.pretraining.optimise import Progress, optimise
-from raybrain.pretraining.settings import Denoiser
+from raybrain.pretraining.settings import Denoiser, ImageEncoder
+
+DEGRADED_BETWEEN = (0.4, 0.95)
+"""Share of the noise steps between which degraded latents are shown: before, blur is no noise."""
 
 
 def new_denoiser(
-    *, settings: Denoiser, sample_size: int, latent_channels: int, text_width: int
+    *,
+    settings: Denoiser,
+    sample_size: int,
+    latent_channels: int,
+    text_width: int,
+    components: int | None = None,
 ) -> UNet2DConditionModel:
-    """Return an untrained U-Net that looks at the caption at all but the finest resolution."""
+    """Return an untrained U-Net that looks at the caption at all but the finest resolution.
+
+    With `components`, an image embedding of so many joins the timestep's in every block.
+    """
     depth = len(settings.channels)
-    return UNet2DConditionModel(
+    told = (
+        {}
+        if components is None
+        else {
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": 2 * components,
+        }
+    )
+    unet = UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -29,7 +55,13 @@ def new_denoiser(
         cross_attention_dim=text_width,
         attention_head_dim=tuple(max(1, c // settings.heads_of) for c in settings.channels),
         norm_num_groups=16,
+        **told,
     )
+    if components is not None:
+        # At first the embedding changes nothing, so training can go on from a U-Net without one.
+        torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
+        torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
+    return unet
 
 
 def new_scheduler(settings: Denoiser) -> DDIMScheduler:
@@ -80,28 +112,93 @@ class VelocityLoss(nn.Module):
         self.register_buffer("kept", kept, persistent=False)
         self.settings = settings
 
-    def forward(self, latents: Tensor, captions: Tensor) -> dict[str, Tensor]:
-        """Return the loss for latents (n, c, h, w) and hidden states (n, tokens, width)."""
+    def forward(
+        self, latents: Tensor, captions: Tensor, classes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss.
+
+        Parameters
+        ----------
+        latents
+            (n, c, h, w).
+        captions
+            (n, tokens, width) hidden states.
+        classes
+            (n, 2 * components) class embeddings, for a U-Net that takes them.
+        """
         n = len(latents)
+        steps = len(self.kept)
         # Stratified over the batch: lower variance than independent draws.
-        spread = (torch.rand(1) + torch.arange(n) / n) % 1
-        step = (spread[torch.randperm(n)] * len(self.kept)).long().to(latents.device)
+        spread = ((torch.rand(1) + torch.arange(n) / n) % 1)[torch.randperm(n)]
+        degraded = torch.rand(n) < self.settings.degraded
+        low, high = DEGRADED_BETWEEN
+        spread = torch.where(degraded, low + (high - low) * spread, spread)
+        step = (spread * steps).long().to(latents.device)
+        degraded = degraded.to(latents.device)[:, None, None, None]
         kept = self.kept[step][:, None, None, None]
         noise = torch.randn_like(latents)
-        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        start = torch.where(degraded, degrade(latents), latents)
+        noisy = kept.sqrt() * start + (1 - kept).sqrt() * noise
         velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
-        found = self.unet(noisy, step, encoder_hidden_states=captions).sample
+        # From degraded latents, the velocity that leads to the sharp ones: the blur is noise too.
+        towards_sharp = (kept.sqrt() * noisy - latents) / (1 - kept).sqrt().clamp(min=1e-4)
+        velocity = torch.where(degraded, towards_sharp, velocity)
+        found = self.unet(noisy, step, encoder_hidden_states=captions, class_labels=classes).sample
         error = (found.float() - velocity).square().mean((1, 2, 3))
         ratio = (kept / (1 - kept).clamp(min=1e-8)).flatten()
         weight = ratio.clamp(max=self.settings.min_snr) / (ratio + 1)
         # Towards zero signal this weight vanishes, but drawing from a caption alone starts there.
         weight = weight.clamp(min=self.settings.least_weight)
-        low = step >= 0.8 * len(self.kept)
+        faint = step >= 0.8 * steps
         return {
             "loss": (weight * error).mean(),
             "error": error.mean(),
-            "error_low_signal": error[low].mean() if low.any() else error.mean(),
+            "error_low_signal": error[faint].mean() if faint.any() else error.mean(),
         }
+
+
+def degrade(latents: Tensor) -> Tensor:
+    """Return latents (n, c, h, w) as blurred and blotched as those decoded from a brain."""
+    n, channels = latents.shape[:2]
+    sigma = 0.3 + 1.2 * torch.rand(n, 1)
+    reach = torch.arange(-4, 5)
+    kernel = torch.exp(-0.5 * (reach / sigma).square())
+    kernel = (kernel / kernel.sum(1, keepdim=True)).to(latents)
+    blotch = 0.7 * torch.rand(n, 1, 1, 1).to(latents) * torch.randn_like(latents)
+
+    def blur(maps: Tensor, kernels: Tensor) -> Tensor:
+        flat = functional.pad(maps, (4, 4, 4, 4), mode="replicate")
+        flat = flat.reshape(1, n * channels, *flat.shape[-2:])
+        along = kernels.repeat_interleave(channels, 0)[:, None]
+        flat = functional.conv2d(flat, along[:, :, None, :], groups=n * channels)
+        flat = functional.conv2d(flat, along[:, :, :, None], groups=n * channels)
+        return flat.reshape(latents.shape)
+
+    return blur(latents, kernel) + blur(blotch, torch.full_like(kernel, 1 / kernel.shape[1]))
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """The image embeddings that the denoiser learns with."""
+
+    embeds: Tensor
+    """(copy, picture, components), whitened."""
+    variance: Tensor
+    """(components,) before whitening."""
+    settings: ImageEncoder
+
+    def draw(self, copy: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class embeddings (n, 2 * components) and which of them (n,) tell nothing."""
+        count = len(chosen)
+        low, high = (math.log(bound) for bound in self.settings.noise)
+        noise = torch.exp(low + (high - low) * torch.rand(count)) * self.variance.mean()
+        noise = torch.where(torch.rand(count) < self.settings.clean, torch.zeros(()), noise)
+        shown = behind_noise(self.embeds[copy, chosen], variance=self.variance, noise=noise)
+        kept = new_noising_scheduler().alphas_cumprod
+        level = torch.randint(len(kept), (count,)) * (torch.rand(count) < self.settings.noised)
+        classes = class_embeddings(shown, level=level, kept=kept)
+        dropped = torch.rand(count) < self.settings.drop
+        return torch.where(dropped[:, None], 0.0, classes), dropped
 
 
 def fit_denoiser(
@@ -113,6 +210,7 @@ def fit_denoiser(
     empty: Tensor,
     weight: Tensor,
     seed: int,
+    pictured: Pictured | None = None,
     **how: Any,
 ) -> Iterator[Progress]:
     """Train the U-Net and yield progress; `how` as for `optimise`.
@@ -131,17 +229,26 @@ def fit_denoiser(
         (tokens, width) hidden states of the empty caption.
     weight
         (picture,) how often each is drawn, relative to the others.
+    pictured
+        The image embeddings of all copies, for a U-Net that takes them.
     """
     copies = len(latents)
 
-    def draw(count: int) -> tuple[Tensor, Tensor]:
+    def draw(count: int) -> tuple[Tensor, ...]:
         chosen = torch.multinomial(weight, count, replacement=True)
         first, last = owner[chosen].unbind(1)
         which = first + (torch.rand(count) * (last - first)).long()
         said = captions[which]
-        dropped = torch.rand(count) < loss.settings.drop_caption
+        copy = torch.randint(copies, (count,))
         said = said + loss.settings.caption_noise * torch.randn_like(said)
-        said = torch.where(dropped[:, None, None], empty, said)
-        return latents[torch.randint(copies, (count,)), chosen], said
+        with_caption = torch.full((count,), 1 - loss.settings.drop_caption)
+        if pictured is not None:
+            classes, alone = pictured.draw(copy, chosen)
+            beside = torch.tensor(loss.settings.caption_beside_image)
+            with_caption = torch.where(alone, with_caption, beside)
+        said = torch.where((torch.rand(count) < with_caption)[:, None, None], said, empty)
+        if pictured is None:
+            return latents[copy, chosen], said
+        return latents[copy, chosen], said, classes
 
     return optimise(loss, draw=draw, settings=loss.settings.optimisation, seed=seed, **how)

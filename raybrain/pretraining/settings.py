@@ -77,6 +77,29 @@ class Text(Section):
     )
 
 
+class ImageEncoder(Section):
+    """What the generator knows a picture by: EfficientNet-Lite1 features, projected and whitened.
+
+    Fitted in closed form on the varied pictures, not trained.
+    """
+
+    components: Positive = 64
+    """Principal components kept."""
+    size: Positive = 128
+    """Pixels along one side given to the network."""
+    clean: Fraction = 0.25
+    """Share of samples whose embedding the denoiser is shown as it is."""
+    noise: tuple[Rate, Rate] = (0.02, 20.0)
+    """The others are shown what is left of it behind noise, the posterior mean: white noise on the
+    features, of a variance drawn log-uniformly between these multiples of a component's mean
+    variance. So a short embedding means a doubtful one, as in a ridge prediction."""
+    drop: Fraction = 0.3
+    """Share of samples shown no embedding, that is zeros: for their captions to tell, and for
+    classifier-free guidance."""
+    noised: Fraction = 0.2
+    """Share of samples whose embedding is noised at a level that the denoiser is told."""
+
+
 class Denoiser(Section):
     """The U-Net (diffusers UNet2DConditionModel) and its noise schedule."""
 
@@ -96,8 +119,16 @@ class Denoiser(Section):
     """Of any noise step in the loss, however little signal is left."""
     caption_noise: Weight = 0.1
     """Standard deviation of noise on caption embeddings: decoded ones are never exact."""
+    caption_beside_image: Fraction = 0.2
+    """Share of samples with an image embedding that have their caption as well."""
     copies: Positive = 6
     """Varied copies of every picture that are encoded once."""
+    degraded: Fraction = 0.0
+    """Share of samples that are noised from blurred latents and have to find the sharp ones."""
+    zoom: Weight = 0.06
+    """Of the varied copies: standard deviation of the log scale and of the tilt in radians."""
+    hue: Fraction = 0.15
+    """Of the varied copies: how many have their hues turned."""
     optimisation: Optimisation = Optimisation(
         steps=5000, batch_size=48, lr=8e-4, ema=0.999, precision="bfloat16"
     )
@@ -114,6 +145,8 @@ class Pretraining(Section):
     images: Images = Images()
     autoencoder: Autoencoder = Autoencoder()
     text: Text = Text()
+    image_encoder: ImageEncoder | None = ImageEncoder()
+    """None for a generator without image embeddings."""
     denoiser: Denoiser = Denoiser()
     workers: Positive = 1
     cpus: Annotated[float, Field(gt=0.0)] = 2.0

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from raybrain.evaluation.strata import Stratum
     from raybrain.evaluation.table import Table
 
-SHOWN = ("nearest training", "category oracle", "system", "ceiling")
+SHOWN = (
+    "nearest training",
+    "category oracle",
+    "latents only",
+    "embedding only",
+    "system",
+    "ceiling",
+)
 """Rows whose pictures the gallery shows, where they are given, in this order."""
 STIMULI = frozenset({"seen", "nearest training", "random training", "ceiling"})
 """Pictures that are stimuli, or the stimuli passed through the generator's own encoder."""

@@ -12,7 +12,7 @@ from raybrain import cluster, diffusion, evaluation, outputs, store
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
-    from raybrain.config import Experiment
+    from raybrain.config import Experiment, Mode, Reconstruct
     from raybrain.outputs import Output
     from raybrain.store import Block
     from raybrain.tracking import Run
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SYSTEM = "system"
 CEILING = "ceiling"
 CATEGORY = "category"
+Z_ONLY = "z"
+E_ONLY = "e"
+MODE_OF: dict[str, Mode] = {Z_ONLY: "z", E_ONLY: "e"}
+"""Rows drawn from the decoded targets in a mode of their own, whatever the system's is."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Targets:
     """(image, channel, y, x) float32."""
     prompt_embeds: np.ndarray | None
     """(image, token, width) float32, all tokens."""
+    image_embeds: np.ndarray | None
+    """(image, ...) float32."""
 
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
@@ -139,6 +145,8 @@ class Painter:
                 samples=tuple(range(self.experiment.reconstruct.samples)),
                 latents=targets.latents,
                 prompt_embeds=targets.prompt_embeds,
+                image_embeds=targets.image_embeds,
+                settings=_drawn_how(self.experiment.reconstruct, row=unit.row),
             )
         )
         store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
@@ -150,11 +158,19 @@ def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
     return (SYSTEM, *experiment.reconstruct.references)
 
 
+def _drawn_how(settings: Reconstruct, *, row: str) -> Reconstruct:
+    """Return the settings that a row is drawn with."""
+    if row not in MODE_OF:
+        return settings
+    return settings.model_copy(update={"mode": MODE_OF[row]})
+
+
 def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
     """Return what the images of a row are drawn from.
 
-    The system's are the decoded targets, the ceiling's the true ones, and the category's the mean
-    latents with the mean embedding of the true category, over training images.
+    The system's are the decoded targets, and those of the rows in a mode of their own; the
+    ceiling's the true ones, and the category's the mean latents with the mean embeddings of the
+    true category, over training images.
     """
     found = {
         target: _values(sources, row=row, target=target, image_ids=image_ids)
@@ -170,7 +186,11 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
             axis=0
         )
         embeds = diffusion.complete_prompt(embeds, mean=mean)
-    return Targets(latents=found.get("latents"), prompt_embeds=embeds)
+    return Targets(
+        latents=found.get("latents"),
+        prompt_embeds=embeds,
+        image_embeds=found.get("image_embeds"),
+    )
 
 
 def training_images(stimuli: str) -> list[str]:
@@ -181,7 +201,7 @@ def training_images(stimuli: str) -> list[str]:
 
 def _values(sources: Sources, *, row: str, target: str, image_ids: list[str]) -> np.ndarray:
     features = sources.features
-    if row == SYSTEM:
+    if row == SYSTEM or row in MODE_OF:
         return store.read_rows(sources.predictions, target, image_ids=image_ids)
     if row == CEILING:
         return store.read_rows(features, target, image_ids=image_ids)

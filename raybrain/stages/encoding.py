@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from raybrain.store import Block
     from raybrain.tracking import Run
 
-TARGETS = ("latents", "prompt_embeds")
-
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Encode the blocks of stimuli that are missing from the features."""
@@ -24,17 +22,17 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     # All tokens are kept: which ones are decoded is the decoder's affair, not the stimuli's.
     whole = Features(resolution=experiment.features.resolution)
     shapes = diffusion.target_shapes(experiment.generator, features=whole)
+    made = {"latents": shapes.latents, "prompt_embeds": shapes.prompt_embeds}
+    if shapes.image_embeds is not None:
+        made["image_embeds"] = shapes.image_embeds
     store.create_rows(
         output.folder,
-        {
-            "latents": (shapes.latents, "float32"),
-            "prompt_embeds": (shapes.prompt_embeds, "float32"),
-        },
+        {name: (shape, "float32") for name, shape in made.items()},
         image_ids=image_ids,
         rows_per_block=store.IMAGES_PER_CHUNK,
         attributes={"generator": output.seal.inputs["the generator"]},
     )
-    missing = {block for name in TARGETS for block in store.missing_blocks(output.folder, name)}
+    missing = {block for name in made for block in store.missing_blocks(output.folder, name)}
     encoded = cluster.draw_units(
         Encoder,
         sorted(missing, key=lambda block: block.start),
@@ -46,10 +44,10 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     for _ in encoded:
         pass
-    return Made(
-        f"{len(image_ids):,} stimuli -> latents {_by(shapes.latents)}, "
-        f"prompt embeddings {_by(shapes.prompt_embeds)}"
+    described = ", ".join(
+        f"{name.replace('_embeds', ' embeddings')} {_by(shape)}" for name, shape in made.items()
     )
+    return Made(f"{len(image_ids):,} stimuli -> {described}")
 
 
 class Encoder:
@@ -72,15 +70,21 @@ class Encoder:
     def __call__(self, block: Block) -> int:
         """Write the targets of the stimuli in ``block`` and return how many there were."""
         images = self.opened.images.iloc[block.start : block.stop]
+        pixels = self.opened.pixels(images.index.tolist())
         latents = diffusion.encode_images(
             self.generator,
-            images=self.opened.pixels(images.index.tolist()),
+            images=pixels,
             resolution=self.settings.resolution,
             batch_size=self.settings.batch_size,
         )
         embeds = diffusion.encode_captions(self.generator, captions=images["captions"].tolist())
         store.write_block(self.folder, "latents", latents, block=block)
         store.write_block(self.folder, "prompt_embeds", embeds, block=block)
+        if self.generator.image is not None:
+            seen = diffusion.embed_images(
+                self.generator, images=pixels, batch_size=self.settings.batch_size
+            )
+            store.write_block(self.folder, "image_embeds", seen, block=block)
         return len(images)
 
 

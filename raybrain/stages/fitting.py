@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raybrain.cluster import Shared
-    from raybrain.config import Decode, Experiment, NetworkDecoder, Training
+    from raybrain.config import Decode, Experiment, NetworkDecoder, Prior, Training
+    from raybrain.decoders.prior import PriorTask, TrainedPrior
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
@@ -46,6 +47,8 @@ OTHERS = "others"
 """Folder of the decoders of the other subjects that trained with this one."""
 CURVES = "curves.json"
 """Metric to (epoch, value) pairs of a network's training."""
+PRIOR = "prior"
+"""Folder of the diffusion prior that follows the decoder."""
 REFERENCE = "reference"
 """Folder of ridge on the same voxels, beside a network."""
 ROWS = "rows.zarr"
@@ -58,7 +61,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Fit the decoder of the target that ``output`` is named after and save it."""
     target = Path(output.folder).name
     decode = dict(outputs.targets(experiment))[target]
-    data = _Data.of(experiment, target, decode)
+    data = Data.of(experiment, target, decode)
     others: dict[str, TrainedDecoder] = {}
     if isinstance(decode.decoder, Ridge):
         decoder = _ridge_on_worker(data, section=decode.decoder)
@@ -68,8 +71,13 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         decoder = others.pop(experiment.subject)
     else:
         decoder = _fit_network(data, output=output, run=run)
+    prior = None
+    if decode.prior is not None:
+        prior = _fit_prior(data, decoder=decoder, section=decode.prior, output=output, run=run)
     with places.writing(output.folder) as folder:
         decoder.save(folder / DECODER)
+        if prior is not None:
+            prior.save(folder / PRIOR)
         for subject, other in others.items():
             other.save(folder / OTHERS / subject)
         if data.wants_reference:
@@ -87,7 +95,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """One target of one subject, before anything is fitted; may be sent to any node."""
 
     experiment: Experiment
@@ -99,17 +107,20 @@ class _Data:
     """The store of targets."""
 
     @classmethod
-    def of(cls, experiment: Experiment, target: str, decode: Decode) -> _Data:
+    def of(cls, experiment: Experiment, target: str, decode: Decode) -> Data:
+        """Return the data of one target of an experiment."""
         folder = outputs.subject_store(experiment).folder
         opened = store.open_store(folder, splits="training")
         return cls(experiment, target, decode, opened, outputs.features(experiment).folder)
 
     @property
     def mask(self) -> np.ndarray:
+        """(voxel,) those of the target's ROIs."""
         return self.opened.mask(self.decode.rois)
 
     @property
     def session(self) -> np.ndarray:
+        """(trial,) scan sessions."""
         return self.opened.trials["session"].to_numpy()
 
     def truth(self, rows: np.ndarray) -> np.ndarray:
@@ -141,10 +152,12 @@ class _Data:
 
     @property
     def dimensions(self) -> int:
+        """Of the target."""
         return self.truth(image_rows(self.opened)[:1]).shape[1]
 
     @property
     def exceeds_memory(self) -> bool:
+        """Whether betas and targets are to be streamed."""
         return self.gigabytes > self.experiment.training.memory
 
     @property
@@ -155,7 +168,7 @@ class _Data:
 
 
 def _register(
-    data: _Data, *, decoder: TrainedDecoder, saved: Path, output: Output, run: Run
+    data: Data, *, decoder: TrainedDecoder, saved: Path, output: Output, run: Run
 ) -> None:
     betas = data.opened.first_betas(2, voxels=data.mask)
     version = tracking.register_decoder(
@@ -201,7 +214,7 @@ def image_rows(opened: SubjectStore) -> np.ndarray:
     return opened.images.loc[opened.trials["image_id"], "row"].to_numpy()
 
 
-def _on_worker(make: Callable[[], Value], data: _Data, *, description: str) -> Shared[Value]:
+def _on_worker(make: Callable[[], Value], data: Data, *, description: str) -> Shared[Value]:
     """Do with a target's data on a worker what the driver's node need not have the memory for."""
     return cluster.on_worker(
         make,
@@ -210,12 +223,12 @@ def _on_worker(make: Callable[[], Value], data: _Data, *, description: str) -> S
     )
 
 
-def _ridge_on_worker(data: _Data, *, section: Ridge) -> TrainedDecoder:
-    fit = functools.partial(_fit_ridge, data, section=section)
+def _ridge_on_worker(data: Data, *, section: Ridge) -> TrainedDecoder:
+    fit = functools.partial(fit_ridge_of, data, section=section)
     return _on_worker(fit, data, description="ridge").get()
 
 
-def _fit_ridge(data: _Data, *, section: Ridge) -> TrainedDecoder:
+def fit_ridge_of(data: Data, *, section: Ridge) -> TrainedDecoder:
     """Fit on training and validation trials: what is left out in turn chooses the penalties.
 
     Images are left out one by one with their repeats averaged. Where a target stands for a category
@@ -255,7 +268,7 @@ def _solve(targets: np.ndarray, *, factor: Any, alphas: Any, folds: Any) -> Any:
     return solve_block(factor, targets=targets, alphas=alphas, folds=folds)
 
 
-def _fit_network(data: _Data, *, output: Output, run: Run) -> TrainedDecoder:
+def _fit_network(data: Data, *, output: Output, run: Run) -> TrainedDecoder:
     """Fit on training trials and stop early on validation images, with Ray Train."""
     scratch = f"{output.folder}/{ROWS}"
     prepare_task = functools.partial(_task, data)
@@ -267,10 +280,48 @@ def _fit_network(data: _Data, *, output: Output, run: Run) -> TrainedDecoder:
     return decoder
 
 
-def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
+def _fit_prior(
+    data: Data, *, decoder: TrainedDecoder, section: Prior, output: Output, run: Run
+) -> TrainedPrior:
+    """Fit the prior that follows a decoder, with Ray Train."""
+    task = _on_worker(
+        functools.partial(_prior_task, data, section, held_out_r2=decoder.held_out_r2),
+        data,
+        description="prepare prior",
+    )
+    parameters = _trained(
+        task,
+        data.experiment.model_copy(update={"training": section.training}),
+        output=output,
+        run=run,
+        part=PRIOR,
+    )
+    finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
+    prior: TrainedPrior = _on_worker(finish, data, description="finish prior").get()
+    return prior
+
+
+def _prior_task(data: Data, section: Prior, *, held_out_r2: np.ndarray) -> PriorTask:
+    from raybrain.decoders.prior import prior_task  # imports torch
+
+    trials = data.opened.trials
+    train = trials["split"] == "train"
+    shape = store.row_shape(data.features, data.target)
+
+    def embeds(chosen: Any) -> np.ndarray:
+        rows = data.opened.images.loc[trials["image_id"][chosen].unique(), "row"].to_numpy()
+        values = data.truth(np.sort(rows))
+        return values.reshape(len(values), -1, *shape[1:])
+
+    return prior_task(
+        section, train=embeds(train), validation=embeds(~train), held_out_r2=held_out_r2
+    )
+
+
+def _fit_subjects(data: Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
     """Fit one network to several subjects; return a decoder for each."""
     found = {
-        one.subject: _Data.of(one, data.target, data.decode)
+        one.subject: Data.of(one, data.target, data.decode)
         for one in outputs.each_subject(data.experiment)
     }
     total = sum(one.gigabytes for one in found.values())
@@ -285,7 +336,7 @@ def _fit_subjects(data: _Data, *, output: Output, run: Run) -> dict[str, Trained
 
 
 def _fit_prepared(
-    prepare_task: Callable[[], Task | SharedTask], data: _Data, *, output: Output, run: Run
+    prepare_task: Callable[[], Task | SharedTask], data: Data, *, output: Output, run: Run
 ) -> Any:
     """Return the decoder, or one of each subject; the arrays stay with the workers."""
     task = _on_worker(prepare_task, data, description="prepare")
@@ -294,11 +345,11 @@ def _fit_prepared(
     return _on_worker(finish, data, description="hold out").get()
 
 
-def _task_of_all(found: dict[str, _Data]) -> SharedTask:
+def _task_of_all(found: dict[str, Data]) -> SharedTask:
     return shared_task({subject: _task(one) for subject, one in found.items()})
 
 
-def _task(data: _Data) -> Task:
+def _task(data: Data) -> Task:
     """Return the arrays to fit a network on."""
     opened, decode, mask = data.opened, data.decode, data.mask
     betas, rows, session = opened.betas(voxels=mask), image_rows(opened), data.session
@@ -323,7 +374,7 @@ def _task(data: _Data) -> Task:
     )
 
 
-def _task_on_disk(data: _Data, *, folder: str) -> Task:
+def _task_on_disk(data: Data, *, folder: str) -> Task:
     """Return the same as `_task`, its training rows below ``folder``."""
     from raybrain.stages.streaming import TargetRows, prepare_on_disk  # imports torch
 
@@ -352,15 +403,24 @@ def _network_section(decode: Decode) -> NetworkDecoder:
 
 
 def _trained(
-    task: Shared[Any], experiment: Experiment, *, output: Output, run: Run
+    task: Shared[Any],
+    experiment: Experiment,
+    *,
+    output: Output,
+    run: Run,
+    part: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the weights that Ray Train's workers arrive at, resumed if they were killed."""
+    """Return the weights that Ray Train's workers arrive at, resumed if they were killed.
+
+    With ``part``, what is logged and kept is of that part of the decoder.
+    """
     curves: dict[str, list[tuple[int, float]]] = {}
+    prefix = f"{part}." if part else ""
 
     def log(metrics: dict[str, Any]) -> None:
         epoch = metrics["epoch"]
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        run.log_metrics(values, step=epoch)
+        run.log_metrics({f"{prefix}{name}": value for name, value in values.items()}, step=epoch)
         for name, value in values.items():
             curves.setdefault(name, []).append((epoch, value))
 
@@ -371,12 +431,12 @@ def _trained(
             "training": experiment.training,
             "seed": experiment.seed,
         },
-        name="checkpoints",
+        name=f"{prefix}checkpoints",
         storage=output.folder,
         workers=experiment.resources.train,
         on_report=log,
     )
-    places.write_text(f"{output.folder}/{CURVES}", json.dumps(curves) + "\n")
+    places.write_text(f"{output.folder}/{prefix}{CURVES}", json.dumps(curves) + "\n")
     return trained
 
 
@@ -384,7 +444,7 @@ def _finished(prepared: Shared[Any], parameters: dict[str, np.ndarray], *, seed:
     """Return the decoder, or one of each subject, with what it scores on held-out images."""
     import torch
 
-    task: Task | SharedTask = prepared.get()
+    task: Task | SharedTask | PriorTask = prepared.get()
     network = task.build(seed=seed)
     network.load_state_dict(
         {name: torch.from_numpy(value.copy()) for name, value in parameters.items()}
@@ -398,7 +458,7 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
 
     from raybrain import training
 
-    task: Task | SharedTask = settings["task"].get()
+    task: Task | SharedTask | PriorTask = settings["task"].get()
     chosen: Training = settings["training"]
     network = task.build(seed=settings["seed"]).to(cluster.device())
     with cluster.latest_checkpoint() as folder:
@@ -412,7 +472,7 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
         settings=chosen,
         seed=settings["seed"],
         cosine=task.section.cosine,
-        contrastive=task.section.contrastive,
+        contrast=training.contrast_of(task.section),
         state=state,
         rank=cluster.rank(),
         world_size=cluster.world_size(),

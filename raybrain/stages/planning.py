@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
-    lines = [*_data(experiment), ""]
+    lines = [*_data(experiment), *_generator(experiment), ""]
     makers: list[Callable[[], Output | None]] = [
         lambda: outputs.simulated(experiment),
         lambda: outputs.subject_store(experiment),
@@ -77,6 +77,29 @@ def _data(experiment: Experiment) -> list[str]:
             lines.append(f"{'':<{STAGE_COLUMN}}  {file.path}{note}")
         if entry.get:
             lines.append(f"{'':<{STAGE_COLUMN}}{entry.get}")
+    return lines
+
+
+def _generator(experiment: Experiment) -> list[str]:
+    """Return what the generator consists of, and what of it has to be fetched from where."""
+    from raybrain import diffusion
+
+    settings = experiment.generator
+    known = diffusion.CHECKPOINTS.get(settings.checkpoint)
+    about = f" ({known.licence}, about {_bytes(known.bytes)})" if known else ""
+    lines = [f"{'generator':<{STAGE_COLUMN}}{settings.checkpoint}{about}"]
+    for file in diffusion.wanted_files(settings):
+        if file.present:
+            lines.append(f"{'':<{STAGE_COLUMN}}{file.path}, {_bytes(file.path.stat().st_size)}")
+            continue
+        source = file.published
+        fetch = (
+            f": fetch {source.path} of {source.repository}, {_bytes(source.bytes)}, "
+            f"{source.licence}"
+            if source
+            else ""
+        )
+        lines.append(f"{'':<{STAGE_COLUMN}}{file.path} is missing{fetch}")
     return lines
 
 

@@ -12,11 +12,13 @@ import numpy as np
 from raybrain import cluster, outputs, places, store
 from raybrain.config import InputError
 from raybrain.decoders import load_decoder
+from raybrain.diffusion import noise_seed
 from raybrain.stages import Made
-from raybrain.stages.fitting import DECODER, REFERENCE, image_rows
+from raybrain.stages.fitting import DECODER, PRIOR, REFERENCE, image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
+    from raybrain.decoders import Predicted
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
@@ -49,6 +51,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             rois=decode.rois,
             shape=target_shape(experiment, target),
             folders=_decoders(outputs.decoder(experiment, target).folder),
+            seed=experiment.seed,
         )
         for target, decode in outputs.targets(experiment)
     ]
@@ -83,7 +86,9 @@ class _Decoding:
     rois: tuple[str, ...]
     shape: tuple[int, ...]
     folders: Mapping[str, str]
-    """`DECODER`, and `REFERENCE` where ridge was fitted beside a network -> its folder."""
+    """`DECODER`, `REFERENCE` where ridge was fitted beside a network, `PRIOR` -> its folder."""
+    seed: int
+    """Of what a prior draws."""
 
     @property
     def names(self) -> list[str]:
@@ -93,7 +98,7 @@ class _Decoding:
 
 
 def _decoders(folder: str) -> dict[str, str]:
-    found = {DECODER: f"{folder}/{DECODER}", REFERENCE: f"{folder}/{REFERENCE}"}
+    found = {name: f"{folder}/{name}" for name in (DECODER, REFERENCE, PRIOR)}
     return {name: place for name, place in found.items() if places.exists(place)}
 
 
@@ -109,13 +114,27 @@ def _decode(decoding: _Decoding, *, opened: SubjectStore, folder: str) -> None:
         decoder = load_decoder(saved)
         predicted = decoder.predict(betas, **told)
         single = decoder.predict(betas, **told, average=False)
-    write(folder, target, predicted.values)
+    values = predicted.values
+    if PRIOR in decoding.folders:
+        values = _drawn_from_prior(decoding, predicted, opened=opened)
+    write(folder, target, values)
     write(folder, f"{ESTIMATES}/{target}", predicted.estimates)
     write(f"{folder}/{TRIALS}", target, single.estimates)
     if REFERENCE in decoding.folders:
         with places.reading(decoding.folders[REFERENCE]) as saved:
             ridge = load_decoder(saved).predict(betas, **told)
         write(folder, f"{RIDGE}/{target}", ridge.estimates)
+
+
+def _drawn_from_prior(
+    decoding: _Decoding, predicted: Predicted, *, opened: SubjectStore
+) -> np.ndarray:
+    from raybrain.decoders.prior import load_prior  # imports torch
+
+    ids = opened.images.index[predicted.image_id].tolist()
+    seeds = [noise_seed(seed=decoding.seed, image_id=image_id, sample=-1) for image_id in ids]
+    with places.reading(decoding.folders[PRIOR]) as saved:
+        return load_prior(saved).draw(predicted.estimates, seeds=seeds)
 
 
 def _write(folder: str, name: str, values: np.ndarray, *, shape: tuple[int, ...]) -> None:

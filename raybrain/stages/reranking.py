@@ -9,8 +9,8 @@ import numpy as np
 
 from raybrain import cluster, diffusion, outputs, store
 from raybrain.decoders import prepare
-from raybrain.reranking import fit_encoding, rerank
-from raybrain.stages.drawing import SYSTEM, Sources
+from raybrain.reranking import fit_encoding, nearest_sample, rerank, side_by_side
+from raybrain.stages.drawing import SYSTEM, Sources, training_images
 from raybrain.stages.fitting import image_rows
 
 if TYPE_CHECKING:
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from raybrain.store import Block, SubjectStore
 
 
-def chosen_samples(experiment: Experiment, *, test: SubjectStore) -> np.ndarray:
-    """Return for each reconstructed image the number of the sample that its brain response fits.
+def chosen_samples(experiment: Experiment, *, test: SubjectStore) -> dict[str, np.ndarray]:
+    """Return for each reconstructed image the number of the sample that the brain prefers.
 
-    A linear encoding model from VAE latents to the voxels of all decoded ROIs is fitted on training
-    and validation images; it predicts the response to every sample, and the sample whose prediction
-    correlates best with the measured response is chosen. The images seen are not looked at.
+    ``encoding``: a linear encoding model from VAE latents, and image embeddings where they are
+    decoded, to the voxels of all decoded ROIs is fitted on training and validation images; it
+    predicts the response to every sample, and the sample whose prediction correlates best with the
+    measured response is chosen. ``embedding``: the sample whose image embedding is nearest the
+    decoded one is chosen. The images seen are not looked at.
 
     Parameters
     ----------
@@ -33,30 +35,52 @@ def chosen_samples(experiment: Experiment, *, test: SubjectStore) -> np.ndarray:
 
     Returns
     -------
-    ndarray of int, shape (image,)
-        In the order of the reconstructions.
+    dict of str to ndarray of int, shape (image,)
+        By the names in ``evaluate.rerank``; images in the order of the reconstructions.
     """
     sources = Sources.of(experiment)
     drawn = outputs.reconstructions(experiment).folder
     image_ids = store.row_ids(drawn)
-    choose = functools.partial(
-        _chosen,
-        sources,
-        rois={roi for _, decode in outputs.targets(experiment) for roi in decode.rois},
-        test=test,
-        image_ids=image_ids,
-        candidates=_latents_of_samples(experiment, folder=drawn, images=len(image_ids)),
+    samples = _encoded_samples(experiment, folder=drawn, images=len(image_ids))
+    choices = {
+        "encoding": functools.partial(
+            _by_encoding,
+            sources,
+            rois={roi for _, decode in outputs.targets(experiment) for roi in decode.rois},
+            test=test,
+            image_ids=image_ids,
+            samples=samples,
+        ),
+        "embedding": functools.partial(
+            _by_embedding, sources, image_ids=image_ids, samples=samples
+        ),
+    }
+    return {
+        name: cluster.on_worker(
+            choices[name], workers=experiment.resources.tasks, description=f"rerank by {name}"
+        ).get()
+        for name in experiment.evaluate.rerank
+    }
+
+
+def _by_embedding(
+    sources: Sources, *, image_ids: list[str], samples: dict[str, np.ndarray]
+) -> np.ndarray:
+    training_ids = training_images(sources.stimuli)
+    return nearest_sample(
+        samples["image_embeds"],
+        decoded=store.read_rows(sources.predictions, "image_embeds", image_ids=image_ids),
+        training=store.read_rows(sources.features, "image_embeds", image_ids=training_ids),
     )
-    return cluster.on_worker(choose, workers=experiment.resources.tasks, description="rerank").get()
 
 
-def _chosen(
+def _by_encoding(
     sources: Sources,
     *,
     rois: set[str],
     test: SubjectStore,
     image_ids: list[str],
-    candidates: np.ndarray,
+    samples: dict[str, np.ndarray],
 ) -> np.ndarray:
     training = store.open_store(sources.stimuli, splits="training")
     mask = test.mask(rois)
@@ -66,10 +90,9 @@ def _chosen(
         image_id=image_rows(training),
     )
     shown = training.images.index[examples.image_id].tolist()
-    latents = store.read_rows(sources.features, "latents", image_ids=shown)
-    model = fit_encoding(
-        latents.reshape(len(latents), -1), responses=examples.betas[:], count=examples.count
-    )
+    seen = {kind: store.read_rows(sources.features, kind, image_ids=shown) for kind in samples}
+    features, candidates = side_by_side(seen, samples)
+    model = fit_encoding(features, responses=examples.betas[:], count=examples.count)
     measured = examples.like(
         test.betas(voxels=mask),
         session=test.trials["session"].to_numpy(),
@@ -84,8 +107,8 @@ def _chosen(
     ).chosen
 
 
-def _latents_of_samples(experiment: Experiment, *, folder: str, images: int) -> np.ndarray:
-    """Return (image, sample, feature): the system's reconstructions through the VAE's encoder."""
+def _encoded_samples(experiment: Experiment, *, folder: str, images: int) -> dict[str, np.ndarray]:
+    """Return target to (image, sample, ...): the system's reconstructions, encoded again."""
     encoded = cluster.draw_units(
         SampleEncoder,
         store.blocks(images, size=store.IMAGES_PER_CHUNK),
@@ -95,7 +118,8 @@ def _latents_of_samples(experiment: Experiment, *, folder: str, images: int) -> 
         size=lambda block: block.stop - block.start,
     )
     parts = dict(encoded)
-    return np.concatenate([parts[start] for start in sorted(parts)])
+    ordered = [parts[start] for start in sorted(parts)]
+    return {kind: np.concatenate([part[kind] for part in ordered]) for kind in ordered[0]}
 
 
 class SampleEncoder:
@@ -112,18 +136,30 @@ class SampleEncoder:
     def __init__(self, *, experiment: Experiment, folder: str) -> None:
         self.generator = diffusion.load_generator(experiment.generator)
         self.settings = experiment.features
+        self.embeds = experiment.decode.image_embeds is not None
         self.folder = folder
         self.image_ids = store.row_ids(folder)
 
-    def __call__(self, block: Block) -> tuple[int, np.ndarray]:
-        """Return where the block starts and its latents (image, sample, feature)."""
+    def __call__(self, block: Block) -> tuple[int, dict[str, np.ndarray]]:
+        """Return where the block starts and its targets (image, sample, ...) by name."""
         image_ids = self.image_ids[block.start : block.stop]
         drawn = store.read_rows(self.folder, SYSTEM, image_ids=image_ids)
         images, samples = drawn.shape[:2]
-        latents = diffusion.encode_images(
-            self.generator,
-            images=drawn.reshape(images * samples, *drawn.shape[2:]),
-            resolution=self.settings.resolution,
-            batch_size=self.settings.batch_size,
-        )
-        return block.start, latents.reshape(images, samples, -1)
+        flat = drawn.reshape(images * samples, *drawn.shape[2:])
+        size = self.settings.batch_size
+        found = {
+            "latents": diffusion.encode_images(
+                self.generator,
+                images=flat,
+                resolution=self.settings.resolution,
+                batch_size=size,
+            )
+        }
+        if self.embeds:
+            found["image_embeds"] = diffusion.embed_images(
+                self.generator, images=flat, batch_size=size
+            )
+        return block.start, {
+            kind: values.reshape(images, samples, *values.shape[1:])
+            for kind, values in found.items()
+        }

@@ -15,11 +15,14 @@ from raybrain import cluster, evaluation, outputs, places, report, store
 from raybrain.evaluation import (
     CATEGORY_ORACLE,
     CEILING,
+    E_ONLY,
+    EMBEDDING_RERANKED,
     MEAN_IMAGE,
     NEAREST_TRAINING,
     RANDOM_TRAINING,
     RERANKED,
     SYSTEM,
+    Z_ONLY,
     LatentScores,
 )
 from raybrain.stages import Made, drawing, reranking
@@ -28,8 +31,10 @@ from raybrain.stages.scoring_targets import (
     category_scores,
     decoded_scores,
     decoded_text,
+    nearest_by,
     nearest_training,
     retrieval_scores,
+    retrieved_images,
 )
 
 if TYPE_CHECKING:
@@ -44,13 +49,19 @@ GALLERY = "gallery.html"
 GRID = "grid.png"
 SCORES = "scores.npz"
 GRID_IMAGES = 20
+STRIP_IMAGES, STRIP_PLACES = 12, 5
 STRATUM = 20
 """Test images in a stratum, at least, when they are divided by likeness to training images."""
+RETRIEVED = "retrieval.png"
 ROW_NAMES = {
     drawing.CATEGORY: CATEGORY_ORACLE,
+    drawing.Z_ONLY: Z_ONLY,
+    drawing.E_ONLY: E_ONLY,
     drawing.SYSTEM: SYSTEM,
     drawing.CEILING: CEILING,
 }
+
+RERANKED_BY = {"encoding": RERANKED, "embedding": EMBEDDING_RERANKED}
 
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
@@ -79,8 +90,8 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         nearest=decoded.nearest,
     )
     if experiment.evaluate.rerank:
-        chosen = reranking.chosen_samples(experiment, test=opened)
-        rows[RERANKED] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
+        for name, chosen in reranking.chosen_samples(experiment, test=opened).items():
+            rows[RERANKED_BY[name]] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
     protocol = evaluation.protocol_named(experiment.evaluate.protocol)
     location = experiment.evaluate.weights
     table = evaluation.score_rows(
@@ -113,6 +124,7 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     )
     report.score_figure(table, folder=folder)
     figures = _maps(opened, folder=folder)
+    figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)
     captions = [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
     report.write_gallery(
         folder / GALLERY,
@@ -160,7 +172,12 @@ def _decoded(
     sources = drawing.Sources.of(experiment)
     drawn: dict[str, Any] = {"resamples": experiment.evaluate.bootstrap, "seed": experiment.seed}
     calls: list[Callable[[], Any]] = [
-        partial(nearest_training, sources, training_ids=training_ids),
+        partial(
+            nearest_training,
+            sources,
+            training_ids=training_ids,
+            targets=nearest_by(experiment),
+        ),
         partial(decoded_scores, sources, image_ids=image_ids, training_ids=training_ids, **drawn),
         partial(retrieval_scores, sources, image_ids=image_ids),
     ]
@@ -186,6 +203,41 @@ def _maps(opened: SubjectStore, *, folder: Path) -> dict[str, Path]:
         xyz=opened.voxels[["x", "y", "z"]].to_numpy(), noise_ceiling=ceiling, folder=folder
     )
     return {"Noise ceiling of every stored voxel, axial slices": files.png}
+
+
+def _retrieved(
+    experiment: Experiment,
+    *,
+    seen: np.ndarray,
+    image_ids: list[str],
+    table: Table,
+    folder: Path,
+) -> dict[str, Path]:
+    """Return caption to a strip of pictures: what decoded image embeddings find among all tested.
+
+    Of images at equal steps of the system's rank, chosen by no one.
+    """
+    if experiment.decode.image_embeds is None or len(image_ids) < 2:
+        return {}
+    order = retrieved_images(
+        drawing.Sources.of(experiment), target="image_embeds", image_ids=image_ids
+    )
+    shown = _spread_over_ranks(table, count=STRIP_IMAGES)
+    lines = {"seen": seen[shown]}
+    for place in range(min(STRIP_PLACES, order.shape[1])):
+        lines[f"{place + 1}."] = seen[order[shown, place]]
+    report.image_grid(lines, per_line=STRIP_IMAGES, path=folder / RETRIEVED)
+    about = (
+        f"Seen, and below it the pictures whose embeddings are nearest the one decoded from the "
+        f"brain, nearest first, among all {len(image_ids)} tested"
+    )
+    return {about: folder / RETRIEVED}
+
+
+def _spread_over_ranks(table: Table, *, count: int) -> np.ndarray:
+    """Return positions of images from best to worst at equal steps of their rank."""
+    ranked = np.argsort(report.ranking(table, row=SYSTEM))
+    return ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int)]
 
 
 def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -289,9 +341,11 @@ def _log(
     # Artifacts leave this machine; stimuli may do so only under a licence or to a private server.
     licence = outputs.dataset_entry(experiment).licence
     shown = licence.redistributable or experiment.tracking.private
-    pictures = [GALLERY, GRID] if shown else []
+    strips = [RETRIEVED] if (folder / RETRIEVED).exists() else []
+    pictures = [GALLERY, GRID, *strips] if shown else []
     figures = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".pdf"))
-    figures.remove(GRID)
+    for name in (GRID, *strips):
+        figures.remove(name)
     for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pictures):
         run.log_artifact(folder / name)
     if not shown:
@@ -307,12 +361,11 @@ def _write_grid(
     captions: list[str],
 ) -> None:
     """Draw images from best to worst at equal steps of their rank, chosen by no one."""
-    ranked = np.argsort(report.ranking(table, row=SYSTEM))
-    chosen = ranked[np.linspace(0, len(ranked) - 1, min(GRID_IMAGES, len(ranked))).astype(int)]
+    chosen = _spread_over_ranks(table, count=GRID_IMAGES)
     columns = {"seen": seen[chosen]}
     for sample in range(min(2, rows[SYSTEM].shape[1])):
         columns[f"sample {sample + 1}"] = rows[SYSTEM][chosen, sample]
-    for name in (NEAREST_TRAINING, CEILING):
+    for name in (Z_ONLY, E_ONLY, NEAREST_TRAINING, CEILING):
         if name in rows:
             columns[name] = rows[name][chosen, 0]
     names = [captions[k] for k in chosen]

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrain import evaluation, store
+from raybrain import evaluation, outputs, store
+from raybrain.config import letters
 from raybrain.decoders import noise_ceiling
 from raybrain.stages.predicting import ESTIMATES, RIDGE, TRIALS
 
 if TYPE_CHECKING:
+    from raybrain.config import Experiment
     from raybrain.evaluation import CategoryScore, LatentScores
     from raybrain.stages.drawing import Sources
 
@@ -105,10 +107,32 @@ def category_scores(sources: Sources, *, resamples: int, seed: int) -> dict[str,
     return found
 
 
-def nearest_training(sources: Sources, *, training_ids: list[str]) -> np.ndarray:
-    """Return (image, rank) the training images whose targets are nearest to what was decoded."""
+def retrieved_images(sources: Sources, *, target: str, image_ids: list[str]) -> np.ndarray:
+    """Return (image, rank) positions among the test images, by nearness to what was decoded.
+
+    By centred cosine, as the centred scores of `retrieval_scores`.
+    """
+    predicted = store.read_rows(sources.predictions, f"{ESTIMATES}/{target}", image_ids=image_ids)
+    true = store.read_rows(sources.features, target, image_ids=image_ids)
+    return evaluation.nearest_first(predicted=predicted, true=true, centred=True)
+
+
+def nearest_by(experiment: Experiment) -> tuple[str, ...]:
+    """Return the targets that say which training image is nearest.
+
+    The image embedding alone where the system draws from it, for it tells best; else all of them.
+    """
+    if "e" in letters(experiment.reconstruct.mode):
+        return ("image_embeds",)
+    return tuple(target for target, _ in outputs.targets(experiment))
+
+
+def nearest_training(
+    sources: Sources, *, training_ids: list[str], targets: tuple[str, ...]
+) -> np.ndarray:
+    """Return (image,) the training images whose targets are nearest to what was decoded."""
     predicted, library = [], []
-    for target in sources.targets:
+    for target in targets:
         values = store.read_rows(sources.predictions, target)
         truth = store.read_rows(sources.features, target, image_ids=training_ids)
         predicted.append(values.reshape(len(values), -1))

@@ -1,10 +1,10 @@
-"""``tune``: a search over the settings of the decoders, by validation images alone."""
+"""``tune``: a search over how is decoded, or how is drawn, by validation images alone."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made
 from raybrain.stages.fitting import image_rows, targets_of
+from raybrain.stages.searching_drawn import Sources, draw_candidate, drawn_data, searches_drawing
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Outcome, Refit, Shared, Shelf
@@ -61,6 +62,8 @@ def check(experiment: Experiment) -> None:
         if address.endswith(".rois"):
             named = {roi for choice in span.choices or () for roi in choice}
             catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(named)))
+    if searches_drawing(experiment):
+        return
     if not searched_targets(experiment):
         raise InputError(
             "tuning.space searches training, which ridge does not use; search decode.<target> "
@@ -92,21 +95,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         tracker, parent=run, study=name, objectives=[one.metric for one in tuning.objectives]
     )
     run.set_tags({"study": name, "study.storage": storage.rpartition("@")[2]})
-    loop = functools.partial(
-        fit_candidate,
-        experiment=experiment,
-        data=cluster.on_worker(
-            functools.partial(
-                shared_data,
-                experiment,
-                stimuli=outputs.subject_store(experiment).folder,
-                features=outputs.features(experiment).folder,
-            ),
-            workers=experiment.resources.tasks,
-            description="prepare",
-        ),
-        shelf=cluster.shelf(),
-    )
+    loop = _loop(experiment)
     workers = experiment.resources.tune
     checkpoints = f"{output.folder}/checkpoints"
     outcomes = cluster.search(
@@ -142,6 +131,30 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         f"{len(outcomes)} candidates ({states.count('pruned')} stopped early, "
         f"{states.count('failed')} failed), best {tuning.objectives[0].metric} {best:.4f}",
         notes={"study": name, "epochs": sum(one.epochs for one in outcomes)},
+    )
+
+
+def _loop(experiment: Experiment) -> Callable[[Candidate], dict[str, float]]:
+    """Return what tries a candidate, with what all of them share in the object store."""
+    prepared = functools.partial(
+        cluster.on_worker, workers=experiment.resources.tasks, description="prepare"
+    )
+    if searches_drawing(experiment):
+        return functools.partial(
+            draw_candidate,
+            experiment=experiment,
+            data=prepared(
+                functools.partial(drawn_data, experiment, sources=Sources.of(experiment))
+            ),
+        )
+    read = functools.partial(
+        shared_data,
+        experiment,
+        stimuli=outputs.subject_store(experiment).folder,
+        features=outputs.features(experiment).folder,
+    )
+    return functools.partial(
+        fit_candidate, experiment=experiment, data=prepared(read), shelf=cluster.shelf()
     )
 
 
@@ -355,7 +368,7 @@ def _fit(
         settings=tried.training,
         seed=seed,
         cosine=decode.decoder.cosine,
-        contrastive=decode.decoder.contrastive,
+        contrast=training.contrast_of(decode.decoder),
         state=state,
         rank=cluster.rank(),
         world_size=cluster.world_size(),

@@ -11,15 +11,18 @@ from raybrain.training.feeds import (
     streamed,
 )
 from raybrain.training.loop import Epoch, State, fit
+from raybrain.training.losses import Contrast, contrast_of
 
 __all__ = [
     "Batch",
+    "Contrast",
     "Epoch",
     "Feed",
     "Resident",
     "State",
     "Streamed",
     "chunk_rows",
+    "contrast_of",
     "feed_of",
     "fit",
     "resident",

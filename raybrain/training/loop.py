@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from raybrain.config import InputError, Training
+from raybrain.decoders.residual_mlp import Heads
 from raybrain.decoders.row_noise import NoisyModule, RowNoise
 from raybrain.training.feeds import Batch, Feed
-from raybrain.training.losses import row_loss, soft_clip
+from raybrain.training.losses import Contrast, gather, row_loss, soft_clip
+from raybrain.training.mixing import Mixture, bimixco, draw_mixture, mixed
 from raybrain.training.progress import Progress, advance, learning_rate
 from raybrain.training.workers import Sum, Workers, distributed_sum
 
 VALIDATION_ROWS = 1024
+NO_CONTRAST = Contrast()
 
 State = dict[str, Any]
 
@@ -92,7 +96,7 @@ class _Setup:
     settings: Training
     seed: int
     cosine: float
-    contrastive: float
+    contrast: Contrast
     workers: Workers
     device: torch.device
     noise: RowNoise
@@ -108,7 +112,7 @@ def fit(
     settings: Training,
     seed: int,
     cosine: float = 0.0,
-    contrastive: float = 0.0,
+    contrast: Contrast = NO_CONTRAST,
     state: State | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -120,16 +124,18 @@ def fit(
     ----------
     model : nn.Module
         Maps betas (row, voxel) to standardised targets (row, dimension), or while training to a
-        pair of them and a further loss per row. May be wrapped in DistributedDataParallel; if it
-        is not, gradients are summed over workers here.
+        pair of them and a further loss per row, or to `Heads`. May be wrapped in
+        DistributedDataParallel; if it is not, gradients are summed over workers here.
     train, validation : Feed
         The whole data on every worker; each takes its own part.
     settings : Training
         ``batch_size`` is the global batch; data smaller than it is one batch.
     seed : int
         Order, dropout and sampling. The weights come with the model.
-    cosine, contrastive : float
-        Weights of 1 - cosine similarity and of the soft contrastive loss beside the squared error.
+    cosine : float
+        Weight of 1 - cosine similarity beside the squared error.
+    contrast : Contrast
+        The contrastive losses beside it, of predictions or, with `Heads`, of projections.
     state : dict, optional
         From `Epoch.state`: go on after that epoch, with any number of workers.
     rank, world_size : int
@@ -156,7 +162,7 @@ def fit(
         settings=settings,
         seed=seed,
         cosine=cosine,
-        contrastive=contrastive,
+        contrast=contrast,
         workers=Workers(rank=rank, size=world_size, sum=all_reduce or distributed_sum),
         device=device,
         noise=RowNoise(torch.Generator(device=device)),
@@ -255,28 +261,72 @@ def _one_epoch(setup: _Setup, *, feed: Feed, progress: Progress) -> _Trained:
     lr = settings.lr
     for step, rows in enumerate(batches):
         share = workers.part(rows)
-        batch = _to(feed.read(rows[share]), setup.device)
+        mixture = None
+        if setup.contrast.mixes(progress.epoch, epochs=settings.epochs):
+            labels = getattr(setup.bare, "labels", 0)
+            whole = _to(feed.read(rows), setup.device)
+            mixture = draw_mixture(
+                len(rows),
+                seed=_number(setup.seed, progress.epoch * len(batches) + step, "mixture"),
+                groups=whole.inputs[:, 0] if labels else None,
+            )
+            unmixed = whole.targets
+            batch = _part(mixed(whole, mixture, fixed=labels), share)
+        else:
+            batch = _to(feed.read(rows[share]), setup.device)
+            unmixed = batch.targets
         noise.total, noise.start, noise.stop = len(rows), share.start, share.stop
         lr = learning_rate(settings, progress, step=step, steps=len(batches))
         for group in setup.optimiser.param_groups:
             group["lr"] = lr
-        total += _step(setup, batch, rows=len(rows)) * len(rows)
+        contrast = partial(
+            _contrast, setup, batch, unmixed=unmixed, mixture=mixture, epoch=progress.epoch
+        )
+        total += _step(setup, batch, rows=len(rows), contrast=contrast) * len(rows)
     return _Trained(loss=float(workers.total(total)) / feed.rows, lr=lr)
 
 
-def _step(setup: _Setup, batch: Batch, *, rows: int) -> Tensor:
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.inputs[rows], batch.targets[rows], batch.weight[rows])
+
+
+def _contrast(
+    setup: _Setup,
+    batch: Batch,
+    directions: Tensor,
+    *,
+    unmixed: Tensor,
+    mixture: Mixture | None,
+    epoch: int,
+) -> Tensor:
+    """Return the contrastive loss over the global batch that this epoch trains with."""
+    contrast, epochs = setup.contrast, setup.settings.epochs
+    if mixture is None:
+        temperature = contrast.temperature(epoch, epochs=epochs)
+        return soft_clip(
+            directions, batch, noise=setup.noise, workers=setup.workers, temperature=temperature
+        )
+    everyone = gather(directions, noise=setup.noise, workers=setup.workers)
+    return bimixco(everyone, unmixed, mixture, temperature=contrast.mixing_temperature)
+
+
+def _step(
+    setup: _Setup, batch: Batch, *, rows: int, contrast: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Change the weights; return this worker's part of the loss before."""
     settings, workers = setup.settings, setup.workers
     setup.optimiser.zero_grad(set_to_none=True)
     with torch.autocast(setup.device.type, torch.bfloat16, settings.precision == "bfloat16"):
         output = setup.model(batch.inputs)
-    loss = row_loss(output, batch, rows=rows, cosine=setup.cosine)
+    heads = output if isinstance(output, Heads) else None
+    predicted = heads.prediction if heads else output
+    loss = row_loss(predicted, batch, rows=rows, cosine=setup.cosine)
     own = loss.detach()
-    if setup.contrastive:
-        predictions = output[0] if isinstance(output, tuple) else output
-        soft = setup.contrastive * soft_clip(predictions, batch, noise=setup.noise, workers=workers)
-        loss = loss + soft
-        own = own + soft.detach() / workers.size
+    if setup.contrast.weight:
+        predictions = predicted[0] if isinstance(predicted, tuple) else predicted
+        further = setup.contrast.weight * contrast(heads.projection if heads else predictions)
+        loss = loss + further
+        own = own + further.detach() / workers.size
     # DistributedDataParallel divides the sum of gradients by the number of workers.
     wrapped = setup.model is not setup.bare
     (loss * workers.size if wrapped else loss).backward()

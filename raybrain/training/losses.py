@@ -6,18 +6,56 @@ workers are those of one worker with the whole batch.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raybrain import config
 from raybrain.decoders.row_noise import RowNoise
 from raybrain.training.feeds import Batch
 from raybrain.training.workers import Workers
 
 SOFT_CLIP_TEMPERATURE = 0.125
 """Scotti et al. 2023 (MindEye), soft contrastive loss."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive losses beside the squared error, and when which of them counts."""
+
+    weight: float = 0.0
+    mixing: float = 0.0
+    """Share of the epochs that mix betas and train with BiMixCo."""
+    mixing_temperature: float = SOFT_CLIP_TEMPERATURE
+    soft_temperature: tuple[float, float] = (SOFT_CLIP_TEMPERATURE, SOFT_CLIP_TEMPERATURE)
+    """Of SoftCLIP in its first and its last epoch."""
+
+    def mixes(self, epoch: int, *, epochs: int) -> bool:
+        """Return whether an epoch, counted from 0, trains on mixed betas."""
+        return self.weight > 0 and epoch < int(self.mixing * epochs)
+
+    def temperature(self, epoch: int, *, epochs: int) -> float:
+        """Return the temperature of SoftCLIP in an epoch: from first to last along a cosine."""
+        first, last = self.soft_temperature
+        mixed = int(self.mixing * epochs)
+        done = (epoch - mixed) / max(1, epochs - mixed - 1)
+        return last + 0.5 * (first - last) * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
+def contrast_of(section: config.Network | config.Prior) -> Contrast:
+    """Return the contrastive losses that a decoder's section asks for."""
+    if isinstance(section, config.MindEye2):
+        return Contrast(
+            weight=section.contrastive,
+            mixing=section.mixing,
+            mixing_temperature=section.mixing_temperature,
+            soft_temperature=section.soft_temperature,
+        )
+    return Contrast(weight=section.contrastive if isinstance(section, config.Network) else 0.0)
 
 
 def row_loss(
@@ -35,7 +73,7 @@ def row_loss(
     cosine : float
         Weight of 1 - cosine similarity beside the squared error.
     """
-    predictions, further = output if isinstance(output, tuple) else (output, None)
+    predictions, further = output if type(output) is tuple else (output, None)
     predictions = predictions.float()
     per_row = ((predictions - batch.targets) ** 2).mean(dim=1)
     if cosine:
@@ -46,25 +84,35 @@ def row_loss(
     return (per_row * batch.weight).sum() / rows
 
 
-def soft_clip(predictions: Tensor, batch: Batch, *, noise: RowNoise, workers: Workers) -> Tensor:
+def soft_clip(
+    predictions: Tensor,
+    batch: Batch,
+    *,
+    noise: RowNoise,
+    workers: Workers,
+    temperature: float = SOFT_CLIP_TEMPERATURE,
+) -> Tensor:
     """Return the soft contrastive loss over the global batch (MindEye, Scotti et al. 2023).
 
     Cross-entropy, along rows and columns, between the similarities of predictions with targets and
     those of targets with each other. Every worker computes the loss of the whole batch; gradients
     flow into its own rows.
     """
-    targets = batch.targets
-    predictions = predictions.float()
-    if workers.size > 1:
-        predictions = _Gather.apply(predictions, noise, workers)
-        targets = _Gather.apply(targets, noise, workers)
+    predictions = gather(predictions, noise=noise, workers=workers)
+    targets = gather(batch.targets, noise=noise, workers=workers)
     predictions = functional.normalize(predictions, dim=1)
     targets = functional.normalize(targets, dim=1)
-    wanted = functional.softmax(targets @ targets.T / SOFT_CLIP_TEMPERATURE, dim=1)
-    found = predictions @ targets.T / SOFT_CLIP_TEMPERATURE
+    wanted = functional.softmax(targets @ targets.T / temperature, dim=1)
+    found = predictions @ targets.T / temperature
     across = -(wanted * functional.log_softmax(found, dim=1)).sum(dim=1).mean()
     down = -(wanted * functional.log_softmax(found.T, dim=1)).sum(dim=1).mean()
     return (across + down) / 2
+
+
+def gather(own: Tensor, *, noise: RowNoise, workers: Workers) -> Tensor:
+    """Return the rows of all workers, float32; gradients flow into this worker's own."""
+    own = own.float()
+    return _Gather.apply(own, noise, workers) if workers.size > 1 else own
 
 
 class _Gather(torch.autograd.Function):

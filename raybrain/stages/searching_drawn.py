@@ -1,0 +1,272 @@
+"""``tune`` over how pictures are drawn: candidates draw validation images and are scored on them.
+
+Decoders are not searched at the same time: every candidate draws from the same predictions, made by
+decoders that did not see the validation images in fitting. Test trials stay closed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raybrain import cluster, diffusion, evaluation, outputs, places, store
+from raybrain.config import TARGET_OF, InputError, Ridge, letters
+from raybrain.decoders import load_decoder
+from raybrain.stages.fitting import DECODER, PRIOR, Data, fit_ridge_of, image_rows
+
+if TYPE_CHECKING:
+    from raybrain.cluster import Candidate, Shared
+    from raybrain.config import Decode, Experiment, Generator, Reconstruct
+    from raybrain.store import SubjectStore
+
+DRAWN = "drawn/"
+"""Names of objectives that are scores of drawn validation images begin with this."""
+OF_PRIOR = ("sampling_steps", "guidance")
+"""Settings of a prior that change what is drawn from it and not how it was fitted."""
+RESAMPLES = 100
+"""Candidates are compared by their means; intervals and p values are not looked at."""
+
+
+def is_drawn(address: str) -> bool:
+    """Return whether an address of a space changes what is drawn and not what is decoded."""
+    section, *rest = address.split(".")
+    return section == "reconstruct" or (rest[1:2] == [PRIOR] and rest[-1] in OF_PRIOR)
+
+
+def searches_drawing(experiment: Experiment) -> bool:
+    """Return whether the space is about drawing, or raise where it is about both.
+
+    Raises
+    ------
+    InputError
+        If it mixes drawing with decoding, if the objectives are not those of drawing, or if
+        candidates that are drawn once should be stopped early.
+    """
+    tuning = experiment.tuning
+    assert tuning is not None
+    drawn = [address for address in tuning.space if is_drawn(address)]
+    wanted = [one.metric for one in tuning.objectives]
+    if not drawn:
+        named = [metric for metric in wanted if metric.startswith(DRAWN)]
+        if named:
+            raise InputError(
+                f"tuning.objectives names '{named[0]}', but nothing in the space changes what is "
+                f"drawn; search reconstruct.strength, reconstruct.guidance or the like"
+            )
+        return False
+    others = [address for address in tuning.space if address not in drawn]
+    if others:
+        raise InputError(
+            f"tuning.space has '{drawn[0]}', which is about drawing, and '{others[0]}', which is "
+            f"about decoding; search the decoders first, then drawing with the best of them"
+        )
+    known = [DRAWN + metric.name for metric in _protocol(experiment).metrics]
+    for metric in wanted:
+        if metric not in known:
+            raise InputError(
+                f"tuning.objectives names '{metric}', but pictures are scored by "
+                f"{', '.join(known)}; name one of these, with its direction"
+            )
+    if tuning.pruner != "none":
+        raise InputError(
+            "candidates that draw are scored once, so none can be stopped early; write "
+            "tuning.pruner: none"
+        )
+    return True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What all candidates share, in the object store."""
+
+    image_ids: tuple[str, ...]
+    seen: np.ndarray
+    """(image, y, x, rgb) uint8."""
+    mean: np.ndarray
+    """(image, 1, y, x, rgb) the mean training image, which scores are read beside."""
+    values: Mapping[str, np.ndarray]
+    """Target -> (image, ...) what would be drawn from without a prior."""
+    estimates: Mapping[str, np.ndarray]
+    """Target -> (image, ...) least-squares predictions, which a prior starts from."""
+    priors: Mapping[str, str]
+    """Target -> folder of its prior."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the data lie; found by the driver, as nodes may lack the dataset's entry."""
+
+    stimuli: str
+    features: str
+    decoders: Mapping[str, str]
+    """Target -> folder of what ``train`` made."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Sources:
+        """Return the stores and decoders of an experiment."""
+        return cls(
+            stimuli=outputs.subject_store(experiment).folder,
+            features=outputs.features(experiment).folder,
+            decoders={
+                target: outputs.decoder(experiment, target).folder
+                for target, _ in outputs.targets(experiment)
+            },
+        )
+
+
+def drawn_data(experiment: Experiment, *, sources: Sources) -> Drawn:
+    """Return the validation images that candidates draw and what is decoded of them.
+
+    Ridge is fitted again without them, for ``train`` fits it to all training trials; networks and
+    priors, which only stopped early by them, are those that ``train`` made.
+    """
+    assert experiment.tuning is not None
+    opened = store.open_store(sources.stimuli, splits="training")
+    held_out = opened.trials["split"] != "train"
+    ids = sorted(set(opened.trials["image_id"][held_out]))
+    if len(ids) < 2:
+        raise InputError(
+            "a search over drawing needs two or more validation images; give the split a "
+            "validation share above 0"
+        )
+    count = min(experiment.tuning.images, len(ids))
+    chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, count).astype(int)]
+    validation = replace(opened, trials=opened.trials[opened.trials["image_id"].isin(chosen)])
+    fitted_on = replace(opened, trials=opened.trials[~held_out])
+    values, estimates, priors = {}, {}, {}
+    for target, decode in outputs.targets(experiment):
+        data = Data(experiment, target, decode, fitted_on, sources.features)
+        folder = sources.decoders[target]
+        values[target], estimates[target] = _predicted(data, validation=validation, folder=folder)
+        if decode.prior is not None:
+            priors[target] = f"{folder}/{PRIOR}"
+    training_ids = sorted(set(fitted_on.trials["image_id"]))
+    return Drawn(
+        image_ids=tuple(chosen),
+        seen=opened.pixels(chosen),
+        mean=evaluation.mean_image(opened.pixels(training_ids), images=count),
+        values=values,
+        estimates=estimates,
+        priors=priors,
+    )
+
+
+def _predicted(
+    data: Data, *, validation: SubjectStore, folder: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values and estimates (image, ...) of the validation images, ascending by id."""
+    target, decode, features = data.target, data.decode, data.features
+    if isinstance(decode.decoder, Ridge):
+        decoder = fit_ridge_of(data, section=decode.decoder)
+    else:
+        with places.reading(f"{folder}/{DECODER}") as saved:
+            decoder = load_decoder(saved)
+    predicted = decoder.predict(
+        validation.betas(voxels=validation.mask(decode.rois)),
+        session=validation.trials["session"].to_numpy(),
+        image_id=image_rows(validation),
+    )
+    ids = validation.images.index[predicted.image_id]
+    order = np.argsort(ids.to_numpy())
+    shape = store.row_shape(features, target)
+    tokens = data.experiment.features.tokens
+    if target == "prompt_embeds" and tokens is not None:
+        shape = (tokens, *shape[1:])
+
+    def ordered(rows: np.ndarray) -> np.ndarray:
+        rows = rows[order].reshape(len(order), *shape)
+        if target == "prompt_embeds" and tokens is not None:
+            shown = sorted(set(data.opened.trials["image_id"]))
+            mean = store.read_rows(features, target, image_ids=shown).mean(axis=0)
+            return diffusion.complete_prompt(rows, mean=mean)
+        return rows
+
+    return ordered(predicted.values), ordered(predicted.estimates)
+
+
+def draw_candidate(
+    candidate: Candidate, *, experiment: Experiment, data: Shared[Drawn]
+) -> dict[str, float]:
+    """Draw the validation images once with a candidate's settings and return their scores.
+
+    Returns
+    -------
+    dict
+        ``drawn/<metric>`` for every metric of the protocol, the mean over images.
+    """
+    tried = cluster.with_settings(experiment, candidate.settings)
+    drawn = data.get()
+    images = _draw(tried, drawn, seed=candidate.seed)
+    protocol = _protocol(tried)
+    table = evaluation.score_rows(
+        drawn.seen,
+        {evaluation.MEAN_IMAGE: drawn.mean, evaluation.SYSTEM: images[:, None]},
+        protocol=protocol,
+        image_ids=drawn.image_ids,
+        bootstrap_resamples=RESAMPLES,
+        permutations=RESAMPLES,
+        seed=tried.seed,
+        weights=evaluation.weights_folder(tried.evaluate.weights),
+    )
+    scores = {
+        DRAWN + metric.name: table.score(row=evaluation.SYSTEM, metric=metric.name).value
+        for metric in protocol.metrics
+    }
+    cluster.report({"epoch": 1, **scores})
+    return scores
+
+
+def _draw(tried: Experiment, drawn: Drawn, *, seed: int) -> np.ndarray:
+    generator = _generator(tried.generator)
+    settings: Reconstruct = tried.reconstruct
+    needed = {TARGET_OF[letter] for letter in letters(settings.mode)}
+    values = {target: drawn.values[target] for target in needed}
+    decodes = dict(outputs.targets(tried))
+    for target in needed & drawn.priors.keys():
+        values[target] = _through_prior(drawn, target, decodes[target], seed=seed)
+    size = settings.images_per_unit * settings.samples
+    parts = []
+    for start in range(0, len(drawn.image_ids), size):
+        rows = slice(start, start + size)
+        parts.append(
+            diffusion.draw(
+                generator,
+                latents=values["latents"][rows] if "latents" in values else None,
+                prompt_embeds=values["prompt_embeds"][rows] if "prompt_embeds" in values else None,
+                image_embeds=values["image_embeds"][rows] if "image_embeds" in values else None,
+                image_ids=drawn.image_ids[rows],
+                samples=[0] * len(drawn.image_ids[rows]),
+                seed=seed,
+                settings=settings,
+            )
+        )
+    return np.concatenate(parts)
+
+
+def _through_prior(drawn: Drawn, target: str, decode: Decode, *, seed: int) -> np.ndarray:
+    from raybrain.decoders.prior import load_prior  # imports torch
+
+    assert decode.prior is not None
+    estimates = drawn.estimates[target]
+    with places.reading(drawn.priors[target]) as saved:
+        prior = replace(load_prior(saved), section=decode.prior)
+    seeds = [
+        diffusion.noise_seed(seed=seed, image_id=image_id, sample=-1)
+        for image_id in drawn.image_ids
+    ]
+    values = prior.draw(estimates.reshape(len(estimates), -1), seeds=seeds)
+    return values.reshape(estimates.shape)
+
+
+# A worker process tries many candidates; loading takes longer than drawing a few images.
+@functools.lru_cache(maxsize=1)
+def _generator(settings: Generator) -> diffusion.StableDiffusion:
+    return diffusion.load_generator(settings)
+
+
+def _protocol(experiment: Experiment) -> Any:
+    return evaluation.protocol_named(experiment.evaluate.protocol)
