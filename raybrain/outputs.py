@@ -7,18 +7,20 @@ experiment are never part of a seal.
 
 from __future__ import annotations
 
-import importlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybrain import catalog, seal
+from raybrain import catalog, cluster, digests, seal
 from raybrain.catalog import CatalogEntry
 from raybrain.config import Decode, Experiment, InputError, ResidualMLP, Ridge, flatten
 from raybrain.seal import Seal
 
 CLOSED_FORM = (Ridge,)
 """Decoders that the settings under ``training`` do not touch."""
+TOLD_BYTES = 2_000_000_000
+"""Reading so much to see whether it changed takes seconds, and is told."""
 
 
 @dataclass(frozen=True)
@@ -229,20 +231,35 @@ def _under(experiment: Experiment, prefix: str) -> dict[str, Any]:
 
 
 def _digest_of_files(experiment: Experiment, entry: CatalogEntry, *, folder: str) -> str:
-    """Return a digest of the names and sizes of the files that ingest would read.
+    """Return a digest of the names and contents of the files that ingest would read.
 
     New or changed files make a new digest. A dataset that has gone from the disk after it was
     ingested keeps the digest of its sealed store.
     """
-    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
+    from raybrain.datasets import contents  # imports pandas
+    from raybrain.datasets.files import Root
+
     root = catalog.root_of(entry, workspace=experiment.workspace)
-    files = reader.required_files(
+    files = contents.required_files(
         entry, root=root, subject=experiment.subject, settings=experiment.ingest
     )
-    present = [(file.path, file.bytes) for file in files if file.present]
-    if present:
-        return seal.digest_of(sorted(present))
+    digest = contents.digest_of_contents(
+        files,
+        root=Root(root, storage=entry.storage),
+        digests=functools.partial(_digests, workspace=experiment.workspace),
+    )
+    if digest:
+        return digest
     found = seal.read_seal(folder)
     if found:
         return found.inputs["the files of the dataset"]
     raise InputError(f"the dataset {entry.name} has no files at {root}; {entry.get}".rstrip("; "))
+
+
+def _digests(files: list[Path], *, workspace: str) -> list[str]:
+    ledger = digests.ledger(workspace)
+    unread = ledger.unread(files)
+    if unread < TOLD_BYTES:
+        return ledger.digests(files)
+    with cluster.Progress(total=unread, description="check files", unit="bytes") as progress:
+        return ledger.digests(files, advance=progress.advance)

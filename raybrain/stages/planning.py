@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -60,8 +59,9 @@ def _data(experiment: Experiment) -> list[str]:
     made = outputs.simulated(experiment)
     if made and seal.status(made.folder, wanted=made.seal).state != "sealed":
         return [*lines, f"{'':<{STAGE_COLUMN}}'raybrain simulate' writes it"]
-    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
-    files = reader.required_files(
+    from raybrain.datasets import contents  # imports pandas
+
+    files = contents.required_files(
         entry, root=root, subject=experiment.subject, settings=experiment.ingest
     )
     present = [file for file in files if file.present]
