@@ -8,6 +8,7 @@ experiment are never part of a seal.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
         (name, getattr(experiment.decode, name)) for name in type(experiment.decode).model_fields
     ]
     return [(name, decode) for name, decode in found if decode is not None]
+
+
+def has_networks(experiment: Experiment) -> bool:
+    """Return whether a decoder is fitted by gradient descent."""
+    return any(not isinstance(decode.decoder, CLOSED_FORM) for _, decode in targets(experiment))
 
 
 def each_subject(experiment: Experiment) -> list[Experiment]:
@@ -169,6 +175,21 @@ def reconstructions(experiment: Experiment) -> Output:
         f"{run_folder(experiment)}/reconstructions.zarr",
         Seal("reconstruct", settings, inputs),
     )
+
+
+def in_order(experiment: Experiment) -> Iterator[Output]:
+    """Yield every output of `raybrain.pipeline.run`, each made from those before it."""
+    for one in each_subject(experiment):
+        made = simulated(one)
+        if made is not None:
+            yield made
+        yield subject_store(one)
+        yield features(one)
+    for target, _ in targets(experiment):
+        yield decoder(experiment, target)
+    yield predictions(experiment)
+    yield reconstructions(experiment)
+    yield report(experiment)
 
 
 def pictures(experiment: Experiment) -> Output:

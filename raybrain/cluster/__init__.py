@@ -3,6 +3,7 @@
 Importing this package imports neither Ray nor Optuna nor torch.
 """
 
+from raybrain.cluster.capacity import Need
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
@@ -19,6 +20,7 @@ from raybrain.cluster.worker import device, latest_checkpoint, rank, report, wor
 __all__ = [
     "Candidate",
     "Event",
+    "Need",
     "Outcome",
     "Progress",
     "Refit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
@@ -17,29 +17,11 @@ if TYPE_CHECKING:
 def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
     lines = [*_data(experiment), ""]
-    makers: list[Callable[[], Output | None]] = [
-        lambda: outputs.simulated(experiment),
-        lambda: outputs.subject_store(experiment),
-        lambda: outputs.features(experiment),
-        *(
-            lambda target=target: outputs.decoder(experiment, target)  # type: ignore[misc]
-            for target, _ in outputs.targets(experiment)
-        ),
-        lambda: outputs.predictions(experiment),
-        lambda: outputs.reconstructions(experiment),
-        lambda: outputs.report(experiment),
-    ]
-    if experiment.tuning is not None:
-        makers.insert(-3 - len(outputs.targets(experiment)), lambda: outputs.tuning(experiment))
     following = None
-    for make in makers:
-        try:
-            output = make()
-        except InputError as error:
-            lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {error}")
+    for output in _outputs(experiment):
+        if isinstance(output, InputError):
+            lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {output}")
             return "\n".join(lines)
-        if output is None:
-            continue
         found = seal.status(output.folder, wanted=output.seal)
         detail = f" ({'; '.join(found.differences)})" if found.differences else ""
         lines.append(f"{output.stage:<{STAGE_COLUMN}}{found.state:<12}{output.folder}{detail}")
@@ -49,6 +31,18 @@ def describe(experiment: Experiment) -> str:
         f"{'next':<{STAGE_COLUMN}}{f'raybrain {following}' if following else 'all is done'}"
     )
     return "\n".join(lines)
+
+
+def _outputs(experiment: Experiment) -> Iterator[Output | InputError]:
+    """Yield every output, the search before what it would change, or what is in the way."""
+    try:
+        for output in outputs.in_order(experiment):
+            if output.stage == "train" and experiment.tuning is not None:
+                yield outputs.tuning(experiment)
+                experiment = experiment.model_copy(update={"tuning": None})
+            yield output
+    except InputError as error:
+        yield error
 
 
 def _data(experiment: Experiment) -> list[str]:
