@@ -96,7 +96,10 @@ def load_entry(dataset: str) -> CatalogEntry:
 def root_of(entry: CatalogEntry, *, workspace: str) -> str:
     """Return the folder or URL of the dataset, relative roots taken from the workspace."""
     root = fill_environment(entry.root)
-    return root if "://" in root or Path(root).is_absolute() else f"{workspace}/{root}"
+    if "://" in root:
+        return root
+    path = Path(root).expanduser()
+    return str(path) if path.is_absolute() else f"{workspace}/{root}"
 
 
 def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) -> None:

@@ -31,8 +31,11 @@ Tree = TypeVar("Tree", bound=BaseModel)
 SECRET = "secret"
 
 
-class InputError(ValueError):
-    """Something a user wrote or pointed at is wrong; the message is one sentence with a remedy."""
+class InputError(Exception):
+    """Something a user wrote or pointed at is wrong; the message is one sentence with a remedy.
+
+    It is no `ValueError`, so that whoever expects those of a parser does not catch it.
+    """
 
 
 def fill_environment(text: str) -> str:
@@ -58,7 +61,12 @@ def fill_environment(text: str) -> str:
 
 
 def _location(text: str) -> str:
-    filled = fill_environment(text)
+    try:
+        filled = fill_environment(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None  # pydantic adds the address of the setting
+    if "://" not in filled:
+        filled = os.path.expanduser(filled)  # noqa: PTH111 - Path would drop a leading ./
     if "://" in filled and urlsplit(filled).password is not None:
         raise PydanticCustomError(
             SECRET,

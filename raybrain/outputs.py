@@ -48,16 +48,6 @@ def dataset_entry(experiment: Experiment) -> CatalogEntry:
     return entry
 
 
-def check(experiment: Experiment, *, stage: str) -> None:
-    """Raise `InputError` for what can be known to fail before ``stage`` writes anything."""
-    dataset_entry(experiment)
-    if stage not in ("plan", "simulate", "ingest"):
-        from raybrain import diffusion
-
-        diffusion.generator_digest(experiment.generator)
-        diffusion.target_shapes(experiment.generator, features=experiment.features)
-
-
 def dataset_root(experiment: Experiment) -> str:
     """Return the folder or URL of the dataset on disk."""
     return catalog.root_of(dataset_entry(experiment), workspace=experiment.workspace)
@@ -177,19 +167,35 @@ def reconstructions(experiment: Experiment) -> Output:
     )
 
 
+RUN_STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
+"""The stages of `raybrain.pipeline.run`, in order."""
+
+
+def of_stage(experiment: Experiment, stage: str) -> list[Output]:
+    """Return everything that one stage makes."""
+    subjects = each_subject(experiment)
+    if stage == "simulate":
+        return [made for one in subjects if (made := simulated(one)) is not None]
+    if stage == "ingest":
+        return [subject_store(one) for one in subjects]
+    if stage == "features":
+        return [features(one) for one in subjects]
+    if stage == "train":
+        return [decoder(experiment, target) for target, _ in targets(experiment)]
+    alone = {
+        "tune": tuning,
+        "predict": predictions,
+        "reconstruct": reconstructions,
+        "export": pictures,
+        "evaluate": report,
+    }
+    return [alone[stage](experiment)]
+
+
 def in_order(experiment: Experiment) -> Iterator[Output]:
     """Yield every output of `raybrain.pipeline.run`, each made from those before it."""
-    for one in each_subject(experiment):
-        made = simulated(one)
-        if made is not None:
-            yield made
-        yield subject_store(one)
-        yield features(one)
-    for target, _ in targets(experiment):
-        yield decoder(experiment, target)
-    yield predictions(experiment)
-    yield reconstructions(experiment)
-    yield report(experiment)
+    for stage in RUN_STAGES:
+        yield from of_stage(experiment, stage)
 
 
 def pictures(experiment: Experiment) -> Output:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from raybrain import __version__, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
-from raybrain.stages import Work, say
+from raybrain.stages import Work, checking, say
 from raybrain.stages.needs import needs_ahead, needs_of
 
 
@@ -131,9 +131,11 @@ def run(experiment: Experiment) -> None:
     """Run every stage in order, skipping what is sealed."""
     needs = needs_ahead(experiment)
     with cluster.connect(needs, ahead=True) if needs else contextlib.nullcontext():
-        for stage in (simulate, ingest, features, train, predict, reconstruct, evaluate):
-            if stage is not simulate or experiment.simulation is not None:
-                stage(experiment)
+        for stage in outputs.RUN_STAGES:
+            if stage != "simulate" or experiment.simulation is not None:
+                RUN[stage](experiment)
+            if stage == "ingest":
+                checking.check(experiment, stage="run")  # more is known of the data now
 
 
 def ablate(experiment: Experiment) -> None:

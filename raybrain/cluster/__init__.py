@@ -3,6 +3,7 @@
 Importing this package imports neither Ray nor Optuna nor torch.
 """
 
+from raybrain.cluster.address import starts_its_own
 from raybrain.cluster.capacity import Need
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
@@ -45,6 +46,7 @@ __all__ = [
     "search",
     "share",
     "shelf",
+    "starts_its_own",
     "storage_of",
     "train",
     "with_settings",

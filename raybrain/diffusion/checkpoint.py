@@ -31,8 +31,7 @@ class Checkpoint:
     def settings(self, part: str) -> dict[str, Any]:
         """Return the JSON configuration of a part such as ``"unet"``."""
         names = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
-        path = self.folder / part / names.get(part, "config.json")
-        return json.loads(path.read_text())
+        return read_json(self.folder / part / names.get(part, "config.json"))
 
     def weight_files(self, part: str) -> list[Path]:
         """Return the files diffusers reads the weights of ``part`` from, in order."""
@@ -59,6 +58,26 @@ class Checkpoint:
         if self.weights:
             return [*configs, self.weights]
         return [*configs, *(path for part in MODELS for path in self.weight_files(part))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a generator.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, or holds no mapping.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(
+            f"{path} cannot be read ({reason}); copy it again from where the generator is from"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings; copy it again from where it is from")
+    return found
 
 
 def find_checkpoint(settings: Generator) -> Checkpoint:
@@ -106,7 +125,7 @@ def _from_hub(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
         _check(Checkpoint(folder=folder), name=name)
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         # Not cached, or cached in part; diffusers knows which files a pipeline needs.
         from diffusers import StableDiffusionImg2ImgPipeline
 
@@ -129,7 +148,7 @@ def _check(checkpoint: Checkpoint, *, name: str) -> None:
             f"the generator '{name}' has no model_index.json in {checkpoint.folder}; "
             f"generator.checkpoint should be a folder written by diffusers' save_pretrained"
         )
-    pipeline = json.loads(index.read_text()).get("_class_name", "")
+    pipeline = read_json(index).get("_class_name", "")
     if pipeline not in {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"}:
         raise InputError(
             f"the generator '{name}' is a {pipeline or 'folder without a pipeline class'}, but "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.config import InputError
-from raybrain.stages import STAGE_COLUMN
+from raybrain.stages import STAGE_COLUMN, checking
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
@@ -18,8 +18,11 @@ def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
     lines = [*_data(experiment), ""]
     following = None
+    refused = [str(fault) for fault in checking.faults(experiment, stage="plan")]
     for output in _outputs(experiment):
         if isinstance(output, InputError):
+            refused = [fault for fault in refused if fault != str(output)]
+            lines += [f"{'refused':<{STAGE_COLUMN}}{fault}" for fault in refused]
             lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {output}")
             return "\n".join(lines)
         found = seal.status(output.folder, wanted=output.seal)
@@ -27,9 +30,9 @@ def describe(experiment: Experiment) -> str:
         lines.append(f"{output.stage:<{STAGE_COLUMN}}{found.state:<12}{output.folder}{detail}")
         if found.state != "sealed" and following is None and output.stage != "tune":
             following = output.stage
-    lines.append(
-        f"{'next':<{STAGE_COLUMN}}{f'raybrain {following}' if following else 'all is done'}"
-    )
+    lines += [f"{'refused':<{STAGE_COLUMN}}{fault}" for fault in refused]
+    then = f"raybrain {following}" if following else "all is done"
+    lines.append(f"{'next':<{STAGE_COLUMN}}{'mend what is refused' if refused else then}")
     return "\n".join(lines)
 
 
