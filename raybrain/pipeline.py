@@ -134,7 +134,7 @@ def run(experiment: Experiment) -> None:
         for stage in outputs.RUN_STAGES:
             if stage != "simulate" or experiment.simulation is not None:
                 RUN[stage](experiment)
-            if stage == "ingest":
+            if stage == "ingest" and needs:
                 checking.check(experiment, stage="run")  # more is known of the data now
 
 
