@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, model_validator
 
-from raybrain.config import Fraction, InputError, Section, fill_environment, validate
+from raybrain.config import (
+    NO_SECRETS,
+    Fraction,
+    InputError,
+    PathPart,
+    Section,
+    fill_environment,
+    holds_secret,
+    read_mapping,
+    validate,
+)
+from raybrain.spelling import as_written
 
+SCHEMES = (
+    "s3",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "http",
+    "https",
+    "hdfs",
+    "sftp",
+    "memory",
+    "file",
+)
+"""Of the file systems a dataset may be read from; each needs its own package for fsspec."""
+METADATA_HOSTS = ("metadata", "metadata.google.internal", "instance-data")
 CATALOG = Path(__file__).parent.parent / "data_catalog"
 
 
@@ -52,7 +80,7 @@ class Licence(Section):
 class CatalogEntry(Section):
     """One dataset."""
 
-    name: str
+    name: PathPart
     title: str
     reader: Literal["nsd", "things", "haxby", "arrays"]
     root: str
@@ -63,8 +91,8 @@ class CatalogEntry(Section):
     """Options of the fsspec file system where the root is a URL: anon for a public bucket."""
     layout: dict[str, Any] = Field(default_factory=dict)
     """Choices within the layout, such as betas and space for NSD."""
-    subjects: tuple[str, ...]
-    rois: dict[str, Roi]
+    subjects: tuple[PathPart, ...]
+    rois: dict[PathPart, Roi]
     split: Split
     expect: dict[str, Any] = Field(default_factory=dict)
     """Counts and checksums that the reader compares with what it finds."""
@@ -80,23 +108,36 @@ def load_entry(dataset: str) -> CatalogEntry:
     InputError
         If there is none, or if it does not fit the schema.
     """
-    path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else CATALOG / f"{dataset}.yaml"
+    path = (
+        Path(dataset).expanduser()
+        if dataset.endswith((".yaml", ".yml"))
+        else CATALOG / f"{dataset}.yaml"
+    )
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in CATALOG.glob("*.yaml")))
         raise InputError(
             f"dataset '{dataset}' is not in the catalog ({names}) and is not an entry file; "
             f"name one of these or give the path of a .yaml file"
         )
-    tree = yaml.safe_load(path.read_text())
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} holds no catalog entry; see {CATALOG / 'nsd.yaml'}")
-    return validate({"name": path.stem, **tree}, schema=CatalogEntry, source=str(path))
+    tree, spelled = read_mapping(path, example="title: What we measured")
+    written = as_written(tree, spelled, CatalogEntry)
+    return validate({"name": path.stem, **written}, schema=CatalogEntry, source=str(path))
 
 
 def root_of(entry: CatalogEntry, *, workspace: str) -> str:
-    """Return the folder or URL of the dataset, relative roots taken from the workspace."""
+    """Return the folder or URL of the dataset, relative roots taken from the workspace.
+
+    Raises
+    ------
+    InputError
+        If a URL holds a secret, or is no place that datasets are kept in.
+    """
     root = fill_environment(entry.root)
-    return root if "://" in root or Path(root).is_absolute() else f"{workspace}/{root}"
+    if "://" in root or "::" in root:
+        _check_url(entry, root)
+        return root
+    path = Path(root).expanduser()
+    return str(path) if path.is_absolute() else f"{workspace}/{root}"
 
 
 def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) -> None:
@@ -112,3 +153,26 @@ def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) ->
                 f"ROI '{roi}' is not in the catalog entry {entry.name}; "
                 f"choose from {', '.join(entry.rois)}"
             )
+
+
+def _check_url(entry: CatalogEntry, root: str) -> None:
+    """Raise `InputError` for an address that an entry of somebody else should not lead to."""
+    where = f"catalog entry {entry.name}: 'root'"
+    if holds_secret(root):
+        raise InputError(f"{where} {NO_SECRETS}")
+    scheme = root.split("://", 1)[0]
+    if "::" in root or scheme not in SCHEMES:
+        raise InputError(
+            f"{where} begins with {scheme!r}, but datasets are read from a folder or from "
+            f"{', '.join(SCHEMES)}; copy it to one of these"
+        )
+    host = urlsplit(root).hostname or ""
+    try:
+        local = ipaddress.ip_address(host).is_link_local
+    except ValueError:  # a name
+        local = host in METADATA_HOSTS
+    if local and scheme in ("http", "https"):
+        raise InputError(
+            f"{where} is {host}, where clouds tell a machine its own credentials; give the "
+            f"address of the dataset"
+        )

@@ -28,6 +28,11 @@ COMPARE = "compare"
 DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+BAD_PLACES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Numbers of errors that are about a place and not about the program."""
 FULL_DISK = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 
 
@@ -74,9 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"raybrain: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if not _disk_is_full(error):
+        sentence = _full_disk_sentence(error) if _disk_is_full(error) else _place_sentence(error)
+        if sentence is None:
             raise
-        print(f"raybrain: {_full_disk_sentence(error)}", file=sys.stderr)
+        print(f"raybrain: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("raybrain: stopped; the same command continues", file=sys.stderr)
@@ -107,6 +113,16 @@ def _full_disk_sentence(error: Exception) -> str:
     )
 
 
+def _place_sentence(error: Exception) -> str | None:
+    """Return what is wrong with a file or folder that may not be entered, read or written."""
+    if not isinstance(error, OSError) or error.errno not in BAD_PLACES or not error.filename:
+        return None
+    return (
+        f"{error.filename} cannot be used ({error.strerror}); change its permissions or what lies "
+        f"there, then the same command continues"
+    )
+
+
 def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError, load
 
@@ -132,9 +148,10 @@ def _run(words: list[str]) -> int:
     if "://" not in experiment.workspace:
         absolute = str(Path(experiment.workspace).absolute())
         experiment = experiment.model_copy(update={"workspace": absolute})
-    from raybrain import outputs, pipeline
+    from raybrain import pipeline
+    from raybrain.stages import checking
 
-    outputs.check(experiment, stage=stage)
+    checking.check(experiment, stage=stage)
     pipeline.RUN[stage](experiment)
     return 0
 

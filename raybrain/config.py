@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import (
@@ -26,13 +26,27 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from raybrain import spelling
+
 Tree = TypeVar("Tree", bound=BaseModel)
 
+LONGEST_SHOWN = 120
+"""Characters of a value that a message repeats."""
 SECRET = "secret"
+SECRETS = ("token", "secret", "password", "passwd", "pwd", "signature", "credential", "api_key")
+"""In the name of a parameter of a URL."""
+NO_SECRETS = (
+    "holds a password or a token, and settings are logged; leave it out and set PGPASSWORD or "
+    "~/.pgpass for a database, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a "
+    "tracking server, or a bucket's own credentials"
+)
 
 
-class InputError(ValueError):
-    """Something a user wrote or pointed at is wrong; the message is one sentence with a remedy."""
+class InputError(Exception):
+    """Something a user wrote or pointed at is wrong; the message is one sentence with a remedy.
+
+    It is no `ValueError`, so that whoever expects those of a parser does not catch it.
+    """
 
 
 def fill_environment(text: str) -> str:
@@ -58,19 +72,46 @@ def fill_environment(text: str) -> str:
 
 
 def _location(text: str) -> str:
-    filled = fill_environment(text)
-    if "://" in filled and urlsplit(filled).password is not None:
-        raise PydanticCustomError(
-            SECRET,
-            "holds a password, and settings are logged; leave it out and set PGPASSWORD or "
-            "~/.pgpass for a database, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a "
-            "tracking server, or a bucket's own credentials",
-        )
+    try:
+        filled = fill_environment(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None  # pydantic adds the address of the setting
+    if "://" not in filled:
+        filled = os.path.expanduser(filled)  # noqa: PTH111 - Path would drop a leading ./
+    if holds_secret(filled):
+        raise PydanticCustomError(SECRET, NO_SECRETS)
     return filled
+
+
+def holds_secret(address: str) -> bool:
+    """Return whether a URL holds a password, a token or a signature."""
+    if "://" not in address:
+        return False
+    try:
+        parts = urlsplit(address)
+        user, password = parts.username, parts.password
+        names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    except ValueError:  # no URL at all, which whoever opens it will say
+        return "@" in address
+    token = parts.scheme in ("http", "https") and user is not None
+    return password is not None or token or any(word in one for one in names for word in SECRETS)
 
 
 Location = Annotated[str, AfterValidator(_location)]
 """A folder or a URL, which may not hold a password."""
+
+
+def _path_part(text: str) -> str:
+    if text in ("", ".", "..") or any(one in text for one in "/\\") or not text.isprintable():
+        raise ValueError(
+            "becomes the name of a folder or a file, so it can have no / and no \\ in it and "
+            "cannot be . or ..; choose another name"
+        )
+    return text
+
+
+PathPart = Annotated[str, AfterValidator(_path_part)]
+"""A name that becomes a part of a path."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -468,6 +509,11 @@ class Range(Section):
     when: dict[str, Any] = {}
     """Search this address only in candidates that have these values at other addresses."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether whole numbers alone are searched."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     @field_validator("choices", "when", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
@@ -483,6 +529,12 @@ class Range(Section):
             return self
         if self.low is None or self.high is None:
             raise ValueError("needs either choices or both low and high")
+        if self.whole and self.step is not None and self.step != int(self.step):
+            raise ValueError(
+                f"step={self.step} is a fraction, but low={self.low} and high={self.high} are "
+                f"whole numbers, and so is what lies between; write low: {self.low}.0, or a whole "
+                f"step"
+            )
         if self.low > self.high:
             raise ValueError(f"low={self.low} is above high={self.high}; exchange them")
         if self.log and self.low <= 0:
@@ -538,8 +590,7 @@ class Tuning(Section):
                         f"'{address}' is searched when '{other}' has a value, but '{other}' is "
                         f"not in the space; add it"
                     )
-            whole = isinstance(span.low, int) and isinstance(span.high, int)
-            if self.sampler == "grid" and not (span.choices or span.step or whole):
+            if self.sampler == "grid" and not (span.choices or span.step or span.whole):
                 raise ValueError(f"a grid needs choices or a step for '{address}'")
         return self
 
@@ -620,24 +671,37 @@ def load(path: str | Path, assignments: tuple[str, ...] = (), *, schema: type[Tr
     InputError
         If the file is missing or is not YAML, or if an address or value does not fit the schema.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(
             f"there is no experiment file at {file}; see jobs/experiments/ for examples"
         )
+    tree, spelled = read_mapping(file, example="name: demo")
+    for assignment in assignments:
+        _assign(tree, spelled, assignment)
+    return validate(spelling.as_written(tree, spelled, schema), schema=schema, source=str(file))
+
+
+def read_mapping(file: Path, *, example: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the mapping of a YAML file twice: with types, and as it was spelled.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not YAML, gives a key twice, or holds no mapping.
+    """
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree, spelled = spelling.read(file.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise InputError(
-            f"{file}{line} is not valid YAML: {getattr(error, 'problem', error)}"
-        ) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{file}{line} is not valid YAML: {problem}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not text in UTF-8 ({error.reason}); save it as such") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{file} holds no settings; it should be a mapping such as 'name: demo'")
-    for assignment in assignments:
-        _assign(tree, assignment)
-    return validate(tree, schema=schema, source=str(file))
+        raise InputError(f"{file} holds no settings; it should be a mapping such as '{example}'")
+    return tree, spelled
 
 
 def validate(tree: dict[str, Any], *, schema: type[Tree], source: str) -> Tree:
@@ -661,23 +725,24 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
+def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:
     address, equals, text = assignment.partition("=")
     if not equals or not address:
         raise InputError(
             f"'{assignment}' is not an assignment; write address=value, as in training.lr=1e-4"
         )
     try:
-        value = _number(yaml.safe_load(text))
+        value, written = spelling.read(text)
     except yaml.YAMLError:
         raise InputError(f"the value of '{assignment}' is not valid YAML; quote it") from None
     *parents, leaf = address.split(".")
-    node = tree
-    for parent in parents:
-        if not isinstance(node.get(parent), dict):
-            node[parent] = {}
-        node = node[parent]
-    node[leaf] = value
+    for top, placed in ((tree, _number(value)), (spelled, written)):
+        node = top
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = placed
 
 
 def _number(value: Any) -> Any:
@@ -694,7 +759,7 @@ def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -
     # pydantic puts the discriminator's value into the address
     tags = {section.model_fields["kind"].default for section in (Ridge, *get_args(NetworkDecoder))}
     location = [str(part) for part in fault["loc"] if str(part) not in tags]
-    address = ".".join(location)
+    address = "".join(one if one.isprintable() else repr(one)[1:-1] for one in ".".join(location))
     if fault["type"] == "extra_forbidden":
         section = _section_at(schema, location[:-1])
         known = list(section.model_fields) if section else []
@@ -706,9 +771,15 @@ def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -
     message = fault["msg"].removeprefix("Value error, ")
     found = fault.get("input")
     hidden = isinstance(found, dict | BaseModel) or fault["type"] == SECRET
-    shown = "" if hidden else f" (found {found!r})"
+    shown = "" if hidden else f" (found {_shortened(found)})"
     subject = f"'{address}': " if address else ""
     return f"{source}: {subject}{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _shortened(value: Any) -> str:
+    # At most about a line: what was found may be a whole file.
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _section_at(schema: type[BaseModel], location: list[str]) -> type[BaseModel] | None:

@@ -7,18 +7,21 @@ experiment are never part of a seal.
 
 from __future__ import annotations
 
-import importlib
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybrain import catalog, seal
+from raybrain import catalog, cluster, digests, seal
 from raybrain.catalog import CatalogEntry
 from raybrain.config import Backbone, Decode, Experiment, InputError, Ridge, flatten
 from raybrain.seal import Seal
 
 CLOSED_FORM = (Ridge,)
 """Decoders that the settings under ``training`` do not touch."""
+TOLD_BYTES = 2_000_000_000
+"""Reading so much to see whether it changed takes seconds, and is told."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,6 @@ def dataset_entry(experiment: Experiment) -> CatalogEntry:
     return entry
 
 
-def check(experiment: Experiment, *, stage: str) -> None:
-    """Raise `InputError` for what can be known to fail before ``stage`` writes anything."""
-    dataset_entry(experiment)
-    if stage not in ("plan", "simulate", "ingest"):
-        from raybrain import diffusion
-
-        diffusion.generator_digest(experiment.generator)
-        shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
-        if experiment.decode.image_embeds is not None and shapes.image_embeds is None:
-            raise InputError(
-                f"decode.image_embeds needs an image encoder, and the generator "
-                f"'{experiment.generator.checkpoint}' has none; type generator.image_adapter=FILE, "
-                f"an IP-Adapter made for it, or choose a Stable unCLIP checkpoint"
-            )
-
-
 def dataset_root(experiment: Experiment) -> str:
     """Return the folder or URL of the dataset on disk."""
     return catalog.root_of(dataset_entry(experiment), workspace=experiment.workspace)
@@ -72,6 +59,11 @@ def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
         (name, getattr(experiment.decode, name)) for name in type(experiment.decode).model_fields
     ]
     return [(name, decode) for name, decode in found if decode is not None]
+
+
+def has_networks(experiment: Experiment) -> bool:
+    """Return whether a decoder is fitted by gradient descent."""
+    return any(not isinstance(decode.decoder, CLOSED_FORM) for _, decode in targets(experiment))
 
 
 def each_subject(experiment: Experiment) -> list[Experiment]:
@@ -175,6 +167,37 @@ def reconstructions(experiment: Experiment) -> Output:
     )
 
 
+RUN_STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
+"""The stages of `raybrain.pipeline.run`, in order."""
+
+
+def of_stage(experiment: Experiment, stage: str) -> list[Output]:
+    """Return everything that one stage makes."""
+    subjects = each_subject(experiment)
+    if stage == "simulate":
+        return [made for one in subjects if (made := simulated(one)) is not None]
+    if stage == "ingest":
+        return [subject_store(one) for one in subjects]
+    if stage == "features":
+        return [features(one) for one in subjects]
+    if stage == "train":
+        return [decoder(experiment, target) for target, _ in targets(experiment)]
+    alone = {
+        "tune": tuning,
+        "predict": predictions,
+        "reconstruct": reconstructions,
+        "export": pictures,
+        "evaluate": report,
+    }
+    return [alone[stage](experiment)]
+
+
+def in_order(experiment: Experiment) -> Iterator[Output]:
+    """Yield every output of `raybrain.pipeline.run`, each made from those before it."""
+    for stage in RUN_STAGES:
+        yield from of_stage(experiment, stage)
+
+
 def pictures(experiment: Experiment) -> Output:
     """Return the reconstructions as picture files."""
     inputs = {"the reconstructions": reconstructions(experiment).seal.digest}
@@ -238,20 +261,35 @@ def _under(experiment: Experiment, prefix: str) -> dict[str, Any]:
 
 
 def _digest_of_files(experiment: Experiment, entry: CatalogEntry, *, folder: str) -> str:
-    """Return a digest of the names and sizes of the files that ingest would read.
+    """Return a digest of the names and contents of the files that ingest would read.
 
     New or changed files make a new digest. A dataset that has gone from the disk after it was
     ingested keeps the digest of its sealed store.
     """
-    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
+    from raybrain.datasets import contents  # imports pandas
+    from raybrain.datasets.files import Root
+
     root = catalog.root_of(entry, workspace=experiment.workspace)
-    files = reader.required_files(
+    files = contents.required_files(
         entry, root=root, subject=experiment.subject, settings=experiment.ingest
     )
-    present = [(file.path, file.bytes) for file in files if file.present]
-    if present:
-        return seal.digest_of(sorted(present))
+    digest = contents.digest_of_contents(
+        files,
+        root=Root(root, storage=entry.storage),
+        digests=functools.partial(_digests, workspace=experiment.workspace),
+    )
+    if digest:
+        return digest
     found = seal.read_seal(folder)
     if found:
         return found.inputs["the files of the dataset"]
     raise InputError(f"the dataset {entry.name} has no files at {root}; {entry.get}".rstrip("; "))
+
+
+def _digests(files: list[Path], *, workspace: str) -> list[str]:
+    ledger = digests.ledger(workspace)
+    unread = ledger.unread(files)
+    if unread < TOLD_BYTES:
+        return ledger.digests(files)
+    with cluster.Progress(total=unread, description="check files", unit="bytes") as progress:
+        return ledger.digests(files, advance=progress.advance)

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from raybrain import __version__, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
-from raybrain.stages import Work, say
+from raybrain.stages import Work, checking, say
+from raybrain.stages.needs import needs_ahead, needs_of
 
 
 def plan(experiment: Experiment) -> None:
@@ -132,12 +133,13 @@ def evaluate(experiment: Experiment) -> None:
 
 def run(experiment: Experiment) -> None:
     """Run every stage in order, skipping what is sealed."""
-    last = None if experiment.simulation is None else outputs.report(experiment)
-    done = last and seal.status(last.folder, wanted=last.seal).state == "sealed"
-    with contextlib.nullcontext() if done else cluster.connect(experiment.resources):
-        for stage in (simulate, ingest, features, train, predict, reconstruct, evaluate):
-            if stage is not simulate or experiment.simulation is not None:
-                stage(experiment)
+    needs = needs_ahead(experiment)
+    with cluster.connect(needs, ahead=True) if needs else contextlib.nullcontext():
+        for stage in outputs.RUN_STAGES:
+            if stage != "simulate" or experiment.simulation is not None:
+                RUN[stage](experiment)
+            if stage == "ingest" and needs:
+                checking.check(experiment, stage="run")  # more is known of the data now
 
 
 def ablate(experiment: Experiment) -> None:
@@ -145,7 +147,7 @@ def ablate(experiment: Experiment) -> None:
     from raybrain.stages import ablating, comparing
 
     others = ablating.variants(experiment)
-    with cluster.connect(experiment.resources):
+    with cluster.connect():
         run(experiment)
         for other in others:
             say("ablate", other.name)
@@ -176,15 +178,18 @@ RUN: dict[str, Callable[[Experiment], None]] = {
 def _make(experiment: Experiment, output: Output, work: Work) -> None:
     """Bring ``output`` to its sealed state, in one tracked run, unless it is there already."""
     started = time.monotonic()
-    before = seal.begin(output.folder, wanted=output.seal, on_change=experiment.on_change)
+    change = experiment.on_change
+    before = seal.permitted(output.folder, wanted=output.seal, on_change=change)
     if before.state == "sealed":
         say(output.stage, f"sealed already: {output.folder}")
         return
-    if before.differences:
-        say(output.stage, f"again, because {'; '.join(before.differences)}")
-    if before.state == "unfinished":
-        say(output.stage, f"resumes {output.folder}")
-    with cluster.connect():
+    # What the cluster cannot give is refused before anything is written or removed.
+    with cluster.connect(needs_of(experiment, output.stage)):
+        if before.differences:
+            say(output.stage, f"again, because {'; '.join(before.differences)}")
+        if before.state == "unfinished":
+            say(output.stage, f"resumes {output.folder}")
+        seal.begin(output.folder, wanted=output.seal, on_change=change)
         tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
         parent = tracker.experiment_run(experiment)
         with tracker.stage(parent, output.stage, settings=flatten(experiment)) as stage_run:

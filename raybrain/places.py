@@ -6,6 +6,7 @@ Zarr stores and seals are read and written where they are; these are for files o
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,6 @@ def write_text(path: str, text: str) -> None:
         files.pipe_file(root, text.encode())
         return
     Path(root).parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{root}.part")
+    part = Path(f"{root}.{os.getpid()}.part")  # two commands may write the same
     part.write_text(text)
     part.replace(root)

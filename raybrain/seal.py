@@ -100,6 +100,18 @@ def status(folder: str, *, wanted: Seal) -> Status:
     return Status("sealed" if found else "unfinished")
 
 
+def permitted(folder: str, *, wanted: Seal, on_change: Literal["refuse", "replace"]) -> Status:
+    """Return what `begin` will find, or raise the `InputError` that it will raise."""
+    found = status(folder, wanted=wanted)
+    if found.state == "changed" and on_change == "refuse":
+        raise InputError(
+            f"{folder} was made with other settings ({'; '.join(found.differences)}); "
+            f"restore them, choose another name= or workspace=, "
+            f"or add on_change=replace to redo it"
+        )
+    return found
+
+
 def begin(folder: str, *, wanted: Seal, on_change: Literal["refuse", "replace"]) -> Status:
     """Prepare ``folder`` for the work that ``wanted`` describes and return where it stood before.
 
@@ -111,16 +123,10 @@ def begin(folder: str, *, wanted: Seal, on_change: Literal["refuse", "replace"])
     InputError
         If the folder was made with other settings and ``on_change`` is ``refuse``.
     """
-    found = status(folder, wanted=wanted)
+    found = permitted(folder, wanted=wanted, on_change=on_change)
     if found.state == "sealed":
         return found
     if found.state == "changed":
-        if on_change == "refuse":
-            raise InputError(
-                f"{folder} was made with other settings ({'; '.join(found.differences)}); "
-                f"restore them, choose another name= or workspace=, "
-                f"or add on_change=replace to redo it"
-            )
         remove(folder)
     files, path = fsspec.core.url_to_fs(folder)
     files.makedirs(path, exist_ok=True)

@@ -252,3 +252,20 @@ def test_a_stopped_job_lets_its_nodes_go_and_goes_on_when_it_is_submitted_again(
     assert "sealed already" in done.stdout
     growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=90)
     same_results(finished, experiment)
+
+
+def test_what_no_node_type_can_give_is_refused_and_what_one_can_is_waited_for(
+    growing, experiment_file, tmp_path
+):
+    place = f"workspace={tmp_path}/workspace"
+    for more in ("resources.tasks={max: 2, cpus: 4}", "resources.tasks={max: 2, gpus: 2}"):
+        said = tmp_path / "refused.log"
+        with _raybrain(growing, "simulate", str(experiment_file), place, more, said=said) as run:
+            assert run.wait(timeout=100) == 2, said.read_text()
+        assert "which this cluster, whatever it adds, never has" in said.read_text()
+        assert not (tmp_path / "workspace").exists()
+    said = tmp_path / "waits.log"
+    growing.wait(lambda: not _nodes(growing), what="the end of idle nodes", seconds=90)
+    with _raybrain(growing, "simulate", str(experiment_file), place, said=said) as run:
+        assert run.wait(timeout=200) == 0, said.read_text()
+    assert "resources.tasks: waits for 1 x 1 CPU\n" in said.read_text()

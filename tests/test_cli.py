@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -47,3 +48,32 @@ def test_bad_input_is_one_sentence_and_exit_2_and_writes_nothing(
     assert sentence in printed.err
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/lab/runs"),
+        OSError(errno.EROFS, "Read-only file system", "/lab/runs"),
+        OSError(errno.ELOOP, "Too many levels of symbolic links", "/lab/runs"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/lab/runs"),
+    ],
+)
+def test_a_place_that_is_lost_midway_is_one_sentence(error, monkeypatch, capsys):
+    def lose(words):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", lose)
+    assert cli.main(["plan", "x.yaml"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"raybrain: /lab/runs cannot be used ({error.strerror})")
+    assert printed.count("\n") == 1
+
+
+def test_a_fault_of_the_program_itself_keeps_its_traceback(monkeypatch):
+    def fail(words):
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["plan", "x.yaml"])

@@ -16,7 +16,8 @@ import pytest
 import ray
 
 from raybrain import cluster
-from raybrain.config import InputError, Resources, Workers
+from raybrain.cluster import Need
+from raybrain.config import InputError, Workers
 
 pytestmark = pytest.mark.ray
 
@@ -152,13 +153,32 @@ def test_a_second_connection_in_the_block_is_the_first():
     assert ray.is_initialized()
 
 
-def test_workers_that_do_not_fit_on_this_machine_are_refused_in_one_sentence():
-    from raybrain.cluster import session
+@pytest.mark.parametrize(
+    ("need", "sentence"),
+    [
+        (
+            Need("resources.train", Workers(min=500, max=500), together=500),
+            r"resources\.train asks for at least 500 workers of 1 CPU, which this machine never",
+        ),
+        (
+            Need("resources.tasks", Workers(gpus=64), shrinks=True),
+            r"resources\.tasks asks for a worker of 1 CPU and 64 GPUs, .* lower resources\.tasks\.",
+        ),
+        (Need("resources.generate", Workers(cpus=500)), r"resources\.generate asks for a worker"),
+    ],
+)
+def test_workers_that_this_machine_can_never_have_are_refused_in_one_sentence(need, sentence):
+    with pytest.raises(InputError, match=sentence) as caught, cluster.connect([need]):
+        pass
+    assert "\n" not in str(caught.value)
 
-    too_many = Resources(train=Workers(min=500, max=500))
-    with pytest.raises(InputError, match=r"resources\.train asks for at least 500 workers"):
-        session._check_fit(too_many)
-    session._check_fit(Resources())
+
+def test_a_task_that_wishes_for_more_cpus_than_there_are_runs_on_all_of_them():
+    wish = Workers(max=2, cpus=500)
+    with cluster.connect([Need("resources.tasks", wish, shrinks=True)]):
+        assert cluster.map_tasks(square, [3], workers=wish, description="squares") == [9]
+        made = cluster.on_worker(functools.partial(square, 4), workers=wish, description="one")
+        assert made.get() == 16
 
 
 def test_importing_the_package_imports_no_ray_and_no_torch():

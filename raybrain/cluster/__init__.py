@@ -3,6 +3,8 @@
 Importing this package imports neither Ray nor Optuna nor torch.
 """
 
+from raybrain.cluster.address import starts_its_own
+from raybrain.cluster.capacity import Need
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
@@ -19,6 +21,7 @@ from raybrain.cluster.worker import device, latest_checkpoint, rank, report, wor
 __all__ = [
     "Candidate",
     "Event",
+    "Need",
     "Outcome",
     "Progress",
     "Refit",
@@ -43,6 +46,7 @@ __all__ = [
     "search",
     "share",
     "shelf",
+    "starts_its_own",
     "storage_of",
     "train",
     "with_settings",

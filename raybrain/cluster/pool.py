@@ -71,7 +71,10 @@ def draw_units(
     missing = set(range(len(units)))
     count = size or (lambda _: 1)
     total = sum(count(one) for one in units)
-    with connect(), Progress(total=total, description=description, unit=unit) as progress:
+    with (
+        connect(),
+        Progress(total=total, description=description, unit=unit, workers=workers) as progress,
+    ):
         results = _results(make_worker, units, worker_arguments=worker_arguments, workers=workers)
         with contextlib.closing(results):
             for index, result in results:

@@ -7,7 +7,9 @@ import threading
 import time
 from types import TracebackType
 
-from raybrain.cluster.session import starts_its_own
+from raybrain import config
+from raybrain.cluster.address import starts_its_own
+from raybrain.cluster.capacity import missing_node
 
 SECONDS_BETWEEN_LINES = 60.0
 """Of a log that a person follows: a stage may take a day."""
@@ -26,13 +28,23 @@ class Progress:
         What is being done, in a few words.
     unit : str
         What is being counted, in the plural.
+    workers : config.Workers, optional
+        What each worker holds that does it, to say what is waited for.
     """
 
-    def __init__(self, *, total: int | None, description: str, unit: str) -> None:
+    def __init__(
+        self,
+        *,
+        total: int | None,
+        description: str,
+        unit: str,
+        workers: config.Workers | None = None,
+    ) -> None:
         from tqdm import tqdm
 
         self._started = time.monotonic()
         self._total, self._description, self._unit = total, description, unit
+        self._workers = workers
         self._done = 0
         self._note = ""
         self._ended = threading.Event()
@@ -83,10 +95,19 @@ class Progress:
     def _outlook(self) -> str:
         """Return how long it may take yet, or where to look when nothing has come back."""
         if not self._done:
-            return "" if starts_its_own() else "; 'ray status' shows whether it waits for a node"
+            return "" if starts_its_own() else self._waiting()
         note = f", {self._note}" if self._note else ""
         if self._total is None:
             return note
         left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
         shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         return f", about {shown} left{note}"
+
+    def _waiting(self) -> str:
+        import ray
+
+        if self._workers is not None and ray.is_initialized():
+            missing = missing_node(self._workers)
+            if missing:
+                return f"; waits for a node with {missing}"
+        return "; 'ray status' shows whether it waits for a node"

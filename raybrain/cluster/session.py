@@ -13,12 +13,14 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from raybrain import config
+from raybrain.cluster import address, capacity
+from raybrain.cluster.address import starts_its_own
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -46,7 +48,7 @@ LONGEST_TEMPORARY = 30
 
 
 @contextlib.contextmanager
-def connect(resources: config.Resources | None = None) -> Iterator[None]:
+def connect(needs: Sequence[capacity.Need] = (), *, ahead: bool = False) -> Iterator[None]:
     """Keep one connection to Ray open inside the block; nested blocks share the outermost.
 
     A cluster named by ``RAY_ADDRESS`` (as inside a Ray job) is joined; without one, a local Ray
@@ -55,28 +57,31 @@ def connect(resources: config.Resources | None = None) -> Iterator[None]:
 
     Parameters
     ----------
-    resources : config.Resources, optional
-        Workers the stages will ask for, checked against a machine that cannot grow.
+    needs : sequence of Need
+        Workers that will be asked for, checked against what the cluster can give.
+    ahead : bool
+        Whether that will be later, so that no node should be started for them yet.
 
     Raises
     ------
     raybrain.config.InputError
-        If a stage's smallest number of workers does not fit on this machine.
+        If the cluster can never give what is needed, or nobody answers at ``RAY_ADDRESS``.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
+        capacity.check(needs, own=starts_its_own(), ahead=ahead)
         yield
         return
     with contextlib.ExitStack() as stack:
         if starts_its_own():
             stack.enter_context(_local_ray())
-            _check_fit(resources)
         else:
             stack.enter_context(_joined_cluster())
         stack.enter_context(_sigterm_raises())
+        capacity.check(needs, own=starts_its_own(), ahead=ahead)
         yield
 
 
@@ -114,11 +119,6 @@ def groups_at_once(groups: int, *, size: int, workers: config.Workers) -> int:
     if not starts_its_own():
         return groups
     return min(groups, max(1, _slots(workers) // size))
-
-
-def starts_its_own() -> bool:
-    """Return whether this process starts a Ray of its own, which cannot grow."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def _slots(workers: config.Workers) -> int:
@@ -213,17 +213,23 @@ def _local_environment() -> dict[str, str]:
 def _joined_cluster() -> Iterator[None]:
     import ray
 
+    address.check_address()
     environment: dict[str, Any] = {}
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if not in_job and "site-packages" not in PACKAGE_ROOT.parts:
         # Nodes get the very code this driver runs; a job brings its own working directory.
         environment["py_modules"] = [str(PACKAGE_ROOT / "raybrain")]
-    with _quiet_stderr():
-        ray.init(
-            runtime_env=environment or None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+    try:
+        with _quiet_stderr():
+            ray.init(
+                address=os.environ[address.VARIABLE],
+                runtime_env=environment or None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:
+        ray.shutdown()
+        raise address.refusal(error) from error
     try:
         yield
     finally:
@@ -241,23 +247,6 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _check_fit(resources: config.Resources | None) -> None:
-    import ray
-
-    if resources is None:
-        return
-    for stage in type(resources).model_fields:
-        workers: config.Workers = getattr(resources, stage)
-        if _slots(workers) < workers.min:
-            held = ray.cluster_resources()
-            gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
-            raise config.InputError(
-                f"resources.{stage} asks for at least {workers.min} workers of {workers.cpus:g} "
-                f"CPUs{gpus}, but this machine has {held.get('CPU', 0):g} CPUs and "
-                f"{held.get('GPU', 0):g} GPUs; lower resources.{stage}.min or its cpus and gpus"
-            )
 
 
 @contextlib.contextmanager

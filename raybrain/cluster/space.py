@@ -136,7 +136,7 @@ def _points(span: Range) -> list[Any]:
         return list(span.choices)
     assert span.low is not None
     assert span.high is not None
-    step = span.step or 1
+    step = int(span.step or 1) if span.whole else span.step or 1
     steps = int((span.high - span.low) / step + 1e-9)
     return [span.low + step * number for number in range(steps + 1)]
 

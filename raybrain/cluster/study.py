@@ -193,7 +193,7 @@ class Keeper:
             if span.choices is not None:
                 choices = {space.encoded(choice): choice for choice in span.choices}
                 settings[address] = choices[trial.suggest_categorical(address, list(choices))]
-            elif isinstance(span.low, int) and isinstance(span.high, int):
+            elif isinstance(span.low, int) and isinstance(span.high, int):  # as in span.whole
                 step = int(span.step or 1)
                 settings[address] = trial.suggest_int(
                     address, span.low, span.high, step=step, log=span.log

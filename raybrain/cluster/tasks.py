@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from raybrain import config
+from raybrain.cluster.capacity import cpus_of
 from raybrain.cluster.errors import Failure, failure_of
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect, worker_environment
@@ -53,7 +54,10 @@ def map_tasks(
     if not items:
         return []
     results: dict[int, Result] = {}
-    with connect(), Progress(total=len(items), description=description, unit=unit) as progress:
+    with (
+        connect(),
+        Progress(total=len(items), description=description, unit=unit, workers=workers) as progress,
+    ):
         run = ray.remote(_run).options(**task_options(workers))
         shared = ray.put(function)
         waiting = list(enumerate(items))[::-1]
@@ -101,7 +105,10 @@ def on_worker(
     """
     import ray
 
-    with connect(), Progress(total=1, description=description, unit="tasks") as progress:
+    with (
+        connect(),
+        Progress(total=1, description=description, unit="tasks", workers=workers) as progress,
+    ):
         made = ray.remote(_make).options(num_returns=2, **task_options(workers))
         value, failure = made.remote(make)
         try:
@@ -114,9 +121,13 @@ def on_worker(
 
 
 def task_options(workers: config.Workers) -> dict[str, Any]:
-    """Return what a Ray task that holds so much is started with."""
+    """Return what a Ray task that holds so much is started with, while connected.
+
+    Its CPUs are a wish: on smaller nodes it has fewer, and as many threads all the same, so that
+    its result is the same.
+    """
     return {
-        "num_cpus": workers.cpus,
+        "num_cpus": cpus_of(workers),
         "num_gpus": workers.gpus,
         "max_retries": WORKER_DEATHS,
         "runtime_env": worker_environment(workers),

@@ -94,7 +94,9 @@ def search(
         run = _run_groups if tuning.workers > 1 else _run_tasks
         left = range(len(outcomes), total)
         with (
-            Progress(total=total, description="tune", unit="candidates") as progress,
+            Progress(
+                total=total, description="tune", unit="candidates", workers=workers
+            ) as progress,
             contextlib.closing(
                 run(loop, keeper, left, tuning=tuning, folder=folder, workers=workers)
             ) as running,

@@ -31,6 +31,7 @@ from raybrain.datasets.arrays_tables import (
     read_trials,
     split_trials,
 )
+from raybrain.datasets.contents import picture_folder, zarr_folder
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.pictures import find_pictures, read_pictures, stem_of
 from raybrain.datasets.things_betas import check_finite
@@ -79,7 +80,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     names = sorted(set(trials["image_id"]))
     pictures = find_pictures(
         place,
-        folder=f"{folder}images" if place.names(f"{folder}images") else "images",
+        folder=_pictures(place, folder=folder),
         names=names,
         remedy="its file name without ending must be the image_id",
     )
@@ -138,16 +139,20 @@ def required_files(
     """Return what the folder must hold, present or not."""
     place = Root(root, get=entry.get, storage=entry.storage)
     folder = _folder(place, subject=subject)
-    present = [f"{folder}{name}" for name in BETAS if place.tree(f"{folder}{name}")]
-    present += [f"{folder}{name}" for name in BETAS if place.exists(f"{folder}{name}")]
-    betas = present[0] if present else f"{folder}{BETAS[0]}"
+    betas = f"{folder}{BETAS[0]}"
+    with contextlib.suppress(InputError):  # the plan tells what is missing
+        betas = _find_betas(place, folder=folder)
     needed = [place.required(f"{folder}trials.csv")]
-    if any(EVERY_VOXEL not in roi.columns for roi in entry.rois.values() if roi.columns):
+    every = all(EVERY_VOXEL in roi.columns for roi in entry.rois.values() if roi.columns)
+    if not every or place.exists(f"{folder}voxels.csv"):
         needed.append(place.required(f"{folder}voxels.csv"))
-    for path in (betas, f"{folder}images"):
-        sizes = list(place.tree(path).values()) or [place.size(path) or 0]
-        total = sum(sizes)
-        needed.append(RequiredFile(path=path, bytes=total or None, present=total > 0))
+    if place.exists(f"{folder}captions.csv"):
+        needed.append(place.required(f"{folder}captions.csv"))
+    shown = None
+    with contextlib.suppress(InputError):  # ingest tells what is wrong with the table
+        shown = set(read_trials(place, f"{folder}trials.csv")["image_id"])
+    needed.append(zarr_folder(place, betas) if betas.endswith(".zarr") else place.required(betas))
+    needed.append(picture_folder(place, _pictures(place, folder=folder), shown=shown))
     return needed
 
 
@@ -187,6 +192,11 @@ def open_array(root: Root, path: str, *, key: str | None) -> Iterator[Any]:
 def _folder(place: Root, *, subject: str) -> str:
     own = place.exists(f"{subject}/trials.csv") or place.names(subject)
     return f"{subject}/" if own else ""
+
+
+def _pictures(place: Root, *, folder: str) -> str:
+    own = f"{folder}images"
+    return own if place.names(own) or not place.names("images") else "images"
 
 
 def _find_betas(place: Root, *, folder: str) -> str:

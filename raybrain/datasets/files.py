@@ -28,6 +28,8 @@ class RequiredFile:
     bytes: int | None
     """Size on disk, or the most it can be while it is missing; None when unknown."""
     present: bool
+    parts: tuple[str, ...] = ()
+    """Of a folder, the files in it that are read, relative to the root."""
 
 
 @dataclass(frozen=True)

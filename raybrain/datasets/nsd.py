@@ -19,7 +19,7 @@ from raybrain.datasets import Recording
 from raybrain.datasets import nsd_tables as tables
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.nsd_betas import parts, read_session, read_type, scale_of, session_files
-from raybrain.datasets.nsd_space import Layout, layout_of, read_regions
+from raybrain.datasets.nsd_space import Layout, label_files, layout_of, read_regions
 from raybrain.datasets.splits import assign, caption_clusters, held_out
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def required_files(
         *(tables.EXPDESIGN, tables.STIM_INFO, tables.responses_file(subject)),
         *_annotations(layout, coco_splits=["train2017", "val2017"]),
         *(path for atlas in atlases for path in layout.atlas_files(subject, atlas=atlas)),
+        *(path for atlas in atlases for path in label_files(place, subject=subject, atlas=atlas)),
         *layout.ncsnr_files(subject),
     ]
     most = _session_bytes(entry, layout=layout, subject=subject)

@@ -199,16 +199,20 @@ def _both_sides(atlas: str) -> str:
 
 def _label_table(place: Root, *, subject: str, atlas: str) -> tuple[dict[str, int], list[str]]:
     """Return the labels of an atlas: the subject's own table, fsaverage's, or the built-in one."""
+    for path in label_files(place, subject=subject, atlas=atlas):
+        return parse_ctab(place.read(path).decode(), name=place.at(path)), [path]
+    return dict(LABELS.get(_both_sides(atlas), {})), []
+
+
+def label_files(place: Root, *, subject: str, atlas: str) -> list[str]:
+    """Return the table of an atlas's labels that is read, or none where the built-in one is."""
     plain = _both_sides(atlas)
     candidates = [
         f"nsddata/freesurfer/{subject}/label/{plain}.mgz.ctab",
         f"nsddata/freesurfer/fsaverage/label/{plain}.mgz.ctab",
         f"nsddata/templates/{plain}.ctab",
     ]
-    for path in candidates:
-        if place.exists(path):
-            return parse_ctab(place.read(path).decode(), name=place.at(path)), [path]
-    return dict(LABELS.get(plain, {})), []
+    return [path for path in candidates if place.exists(path)][:1]
 
 
 def _check_grid(

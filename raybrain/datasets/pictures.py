@@ -90,11 +90,11 @@ def picture_files(root: Root) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for category, folder in FOLDERS.items():
         place = f"stimuli/{folder}"
-        names = root.names(place)
+        names = [name for name in root.names(place) if not name.startswith(".")]
         files = [f"{place}/{name}" for name in names if name.lower().endswith(ENDINGS)]
         for name in names:  # controls/scrambled_faces/...
             if "." not in name:
-                inner = root.names(f"{place}/{name}")
+                inner = [one for one in root.names(f"{place}/{name}") if not one.startswith(".")]
                 files += [f"{place}/{name}/{one}" for one in inner if one.lower().endswith(ENDINGS)]
         if not files:
             return {}

@@ -7,6 +7,7 @@ of voxels by trials per subject), ``ICA-betas`` (the same in OpenNeuro's derivat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ import pandas as pd
 from raybrain.config import InputError, Section, validate
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets import things_tables as tables
+from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.pictures import find_pictures, read_pictures
 from raybrain.datasets.roi_labels import resolve
@@ -161,10 +163,12 @@ def required_files(
                 files += [f"{stem}_betas.nii.gz", f"{stem}_conditions.tsv"]
     else:
         files += [layout.stimuli_file(subject), layout.responses_file(subject)]
-    pictures = place.tree(layout.images)
-    folder = RequiredFile(
-        path=layout.images, bytes=sum(pictures.values()) or None, present=bool(pictures)
-    )
+    shown = None
+    with contextlib.suppress(InputError):  # ingest tells what is wrong with the table
+        if layout.source != "betas_vol":
+            listed = tables.read_stimuli(place, layout.stimuli_file(subject))
+            shown = set(tables.split_trials(entry, trials=listed)[0]["stem"])
+    folder = picture_folder(place, layout.images, shown=shown)
     return [*(place.required(path) for path in (*files, layout.concepts)), folder]
 
 

@@ -4,8 +4,15 @@ Targets and images come from the same autoencoder, scaling factor and text encod
 here. Importing this package loads neither torch nor diffusers.
 """
 
-from raybrain.diffusion.checkpoint import generator_digest
-from raybrain.diffusion.drawing import Drawing, DrawingUnit, DrawingWorker, draw, noise_seed
+from raybrain.diffusion.checkpoint import find_checkpoint, generator_digest
+from raybrain.diffusion.drawing import (
+    Drawing,
+    DrawingUnit,
+    DrawingWorker,
+    check_steps,
+    draw,
+    noise_seed,
+)
 from raybrain.diffusion.generator import (
     StableDiffusion,
     TargetShapes,
@@ -14,6 +21,7 @@ from raybrain.diffusion.generator import (
     target_shapes,
 )
 from raybrain.diffusion.published import CHECKPOINTS, wanted_files
+from raybrain.diffusion.soundness import check_sound
 from raybrain.diffusion.targets import (
     complete_prompt,
     embed_images,
@@ -28,12 +36,15 @@ __all__ = [
     "DrawingWorker",
     "StableDiffusion",
     "TargetShapes",
+    "check_sound",
+    "check_steps",
     "complete_prompt",
     "draw",
     "drawn_pixels",
     "embed_images",
     "encode_captions",
     "encode_images",
+    "find_checkpoint",
     "generator_digest",
     "load_generator",
     "noise_seed",

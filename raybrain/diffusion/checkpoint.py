@@ -42,7 +42,7 @@ class Checkpoint:
     @property
     def unclip(self) -> bool:
         """Whether the UNet takes image embeddings as class embeddings."""
-        return self._pipeline() == UNCLIP
+        return self.pipeline_class() == UNCLIP
 
     @property
     def image_processor(self) -> Path | None:
@@ -54,19 +54,18 @@ class Checkpoint:
     def image_encoder_settings(self) -> dict[str, Any]:
         """Return the JSON configuration of the image encoder."""
         assert self.image_encoder is not None
-        return json.loads((self.image_encoder / "config.json").read_text())
+        return read_json(self.image_encoder / "config.json")
 
-    def _pipeline(self) -> str:
-        index = json.loads((self.folder / "model_index.json").read_text())
-        return str(index.get("_class_name", ""))
+    def pipeline_class(self) -> str:
+        """Return the name of the diffusers pipeline that the folder was saved from."""
+        return str(read_json(self.folder / "model_index.json").get("_class_name", ""))
 
     def settings(self, part: str) -> dict[str, Any]:
         """Return the JSON configuration of a part such as ``"unet"``."""
         names = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
         if part.endswith("_scheduler"):
             names[part] = "scheduler_config.json"
-        path = self.folder / part / names.get(part, "config.json")
-        return json.loads(path.read_text())
+        return read_json(self.folder / part / names.get(part, "config.json"))
 
     def weight_files(self, part: str) -> list[Path]:
         """Return the files diffusers reads the weights of ``part`` from, in order."""
@@ -91,11 +90,12 @@ class Checkpoint:
             inside = sorted((self.folder / part).glob("*"))
             configs += [path for path in inside if path.suffix in {".json", ".txt", ".model"}]
         if self.weights:
-            return [*configs, self.weights, *self._image_files()]
+            return [*configs, self.weights, *self.image_files()]
         weights = [path for part in MODELS for path in self.weight_files(part)]
-        return [*configs, *weights, *self._image_files()]
+        return [*configs, *weights, *self.image_files()]
 
-    def _image_files(self) -> list[Path]:
+    def image_files(self) -> list[Path]:
+        """Return those files that are about image embeddings, in order."""
         if self.image_encoder is None:
             return []
         found = [self.image_encoder / "config.json"]
@@ -107,6 +107,26 @@ class Checkpoint:
                 inside = sorted((self.folder / part).glob("*"))
                 found += [path for path in inside if path.suffix in {".json", ".safetensors"}]
         return [*found, *([self.adapter] if self.adapter else [])]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a generator.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, or holds no mapping.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(
+            f"{path} cannot be read ({reason}); copy it again from where the generator is from"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings; copy it again from where it is from")
+    return found
 
 
 def find_checkpoint(settings: Generator) -> Checkpoint:
@@ -184,7 +204,7 @@ def _from_hub(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
         _check(Checkpoint(folder=folder), name=name)
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         # Not cached, or cached in part; diffusers knows which files a pipeline needs.
         from diffusers import StableDiffusionImg2ImgPipeline
 
@@ -207,7 +227,7 @@ def _check(checkpoint: Checkpoint, *, name: str) -> None:
             f"the generator '{name}' has no model_index.json in {checkpoint.folder}; "
             f"generator.checkpoint should be a folder written by diffusers' save_pretrained"
         )
-    pipeline = checkpoint._pipeline()
+    pipeline = checkpoint.pipeline_class()
     if pipeline not in PIPELINES | {UNCLIP}:
         raise InputError(
             f"the generator '{name}' is a {pipeline or 'folder without a pipeline class'}, but "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ def draw(
     rows = len(image_ids)
     if len(samples) != rows:
         raise InputError(f"{rows} image ids need {rows} sample numbers; found {len(samples)}")
-    _check_steps(settings, generator)
+    check_steps(settings, name=generator.settings.checkpoint, scheduler=generator.scheduler_config)
     drawn_from = letters(settings.mode)
     if "z" in drawn_from:
         start = _latents(generator, latents=latents, rows=rows)
@@ -150,18 +150,39 @@ def _telling(
     )
 
 
-def _check_steps(settings: Reconstruct, generator: StableDiffusion) -> None:
+def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
+    """Raise `InputError` if no step is left to draw, or more steps than noise levels.
+
+    Parameters
+    ----------
+    settings : Reconstruct
+    name : str
+        Of the generator, for the message.
+    scheduler : mapping
+        Its scheduler's config.
+    """
     if "z" in letters(settings.mode) and int(settings.steps * settings.strength) < 1:
         needed = int(np.ceil(1 / settings.strength))
         raise InputError(
             f"'reconstruct.strength' {settings.strength} of {settings.steps} steps leaves no step "
             f"to draw; type reconstruct.steps={needed} or more"
         )
-    trained = generator.scheduler_config.get("num_train_timesteps", 1000)
-    if settings.steps > trained:
+    trained = scheduler.get("num_train_timesteps", 1000)
+    leading = settings.scheduler == "ddim" and scheduler.get("timestep_spacing") in (
+        None,
+        "leading",
+    )
+    offset = scheduler.get("steps_offset", 0) if leading else 0
+
+    def fits(steps: int) -> bool:
+        return (steps - 1) * (trained // steps) + offset < trained
+
+    most = next(steps for steps in range(min(settings.steps, trained), 0, -1) if fits(steps))
+    if settings.steps > most:
         raise InputError(
-            f"'reconstruct.steps' is {settings.steps}, but '{generator.settings.checkpoint}' has "
-            f"{trained} noise levels; type reconstruct.steps={trained} or less"
+            f"'reconstruct.steps' is {settings.steps}, but '{name}' has {trained} noise levels"
+            f"{f' and ddim begins {offset} later' if offset else ''}; "
+            f"type reconstruct.steps={most} or less"
         )
 
 

@@ -123,16 +123,22 @@ def comparison_frame(comparisons: tuple[Comparison, ...]) -> pandas.DataFrame:
 def comparison_text(comparisons: tuple[Comparison, ...], *, table: Table) -> str:
     """Return the comparisons for a console, each with a verdict."""
     head = comparisons[0]
+    named = max(24, *(len(c.better) + 2 for c in comparisons))
+    measured = max(18, *(len(c.metric) + 2 for c in comparisons))
     lines = [
         f"{table.protocol.name}, {head.n} images, paired; positive means better than {head.than}",
-        f"{'run':<24}{'metric':<18}{'difference':>11}{'95 % interval':>20}  larger than reseeding?",
+        f"{'run':<{named}}{'metric':<{measured}}{'difference':>11}{'95 % interval':>20}"
+        f"  larger than reseeding?",
     ]
     for c in comparisons:
         percent = table.protocol.metric(c.metric).percent
         scale, digits = (100.0, 2) if percent else (1.0, 4)
         value, low, high = (f"{scale * v:+.{digits}f}" for v in (c.value, c.low, c.high))
         verdict = "yes" if c.real else f"no (noise {scale * c.noise:.{digits}f})"
-        lines.append(f"{c.better:<24}{c.metric:<18}{value:>11}{f'{low} to {high}':>20}  {verdict}")
+        interval = f"{low} to {high}"
+        lines.append(
+            f"{c.better:<{named}}{c.metric:<{measured}}{value:>11}{interval:>20}  {verdict}"
+        )
     return "\n".join(lines)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH = 17
 CELL_WIDTH = 10
+"""Of a column none of whose cells is longer."""
+LINE_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -195,22 +197,26 @@ class Table:
         metrics = self.protocol.metrics
         named = [score for score in self.scores if score.row == "system"] or self.scores
         counted = named[0].samples
+        cells = {
+            row: [_cell(self.score(row=row, metric=m.name), metric=m) for m in metrics]
+            for row in self.rows
+        }
+        labels = [m.label + (" ↑" if m.higher_is_better else " ↓") for m in metrics]
+        widths = _widths([labels, *cells.values()])
         lines = [
             f"{self.protocol.name}: {len(self.image_ids)} images, {counted} "
             f"sample{'s' if counted > 1 else ''} each; mean ± half the 95 % interval "
             f"({self.bootstrap:,} resamples of images)",
             "",
-            (" " * LABEL_WIDTH + _spanning(metrics)).rstrip(),
-            " " * LABEL_WIDTH
-            + "".join(f"{m.label + (' ↑' if m.higher_is_better else ' ↓'):>10}" for m in metrics),
-            _line("chance", [_chance(metric) for metric in metrics]),
+            (" " * LABEL_WIDTH + _spanning(metrics, widths=widths)).rstrip(),
+            _line("", labels, widths=widths),
+            _line("chance", [_chance(metric) for metric in metrics], widths=widths),
         ]
         for row in self.rows:
-            cells = [_cell(self.score(row=row, metric=m.name), metric=m) for m in metrics]
-            lines.append(_line(row, cells))
+            lines.append(_line(row, cells[row], widths=widths))
             ps = [self.score(row=row, metric=m.name).p for m in metrics]
             if row == "system":
-                lines.append(_line("  p, pairing", [_p(p) for p in ps]))
+                lines.append(_line("  p, pairing", [_p(p) for p in ps], widths=widths))
         lines += [
             "",
             "PixCorr and SSIM reward blur: read them beside the mean image, which knows nothing.",
@@ -279,15 +285,27 @@ def load_table(path: Path) -> Table:
     )
 
 
-def _line(label: str, cells: list[str]) -> str:
-    return (f"{label:<{LABEL_WIDTH}}" + "".join(f"{c:>{CELL_WIDTH}}" for c in cells)).rstrip()
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of every column: cells never touch, and a long one takes room elsewhere."""
+    needed = [1 + max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(CELL_WIDTH, one) for one in needed]
+    for k, one in enumerate(needed):
+        over = LABEL_WIDTH + sum(widths) - LINE_WIDTH
+        widths[k] -= max(0, min(over, widths[k] - one))
+    return widths
 
 
-def _spanning(metrics: tuple[Metric, ...]) -> str:
+def _line(label: str, cells: Sequence[str], *, widths: Sequence[int]) -> str:
+    placed = (f"{one:>{width}}" for one, width in zip(cells, widths, strict=True))
+    return (f"{label:<{LABEL_WIDTH}}" + "".join(placed)).rstrip()
+
+
+def _spanning(metrics: tuple[Metric, ...], *, widths: Sequence[int]) -> str:
     text = ""
-    for group, members in groupby(metrics, key=lambda metric: metric.group):
-        width = CELL_WIDTH * len(list(members))
-        text += f" {group} ".center(width - 2, "─").rjust(width)
+    pairs = zip(metrics, widths, strict=True)
+    for group, members in groupby(pairs, key=lambda pair: pair[0].group):
+        total = sum(width for _, width in members)
+        text += f" {group} ".center(total - 2, "─").rjust(total)
     return text
 
 

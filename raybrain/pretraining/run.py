@@ -102,7 +102,11 @@ def train_worker(handed: dict[str, Any]) -> None:
 
     settings = Pretraining.model_validate(handed["pretraining"])
     with cluster.latest_checkpoint() as folder:
-        state = torch.load(folder / "state.pt", map_location="cpu") if folder else None
+        state = (
+            torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            if folder
+            else None
+        )
     last = state
     for report in pretrain(
         settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING
 
 import fsspec
@@ -39,9 +40,20 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 def _write(block: Block, *, drawn: str, row: str, folder: str) -> int:
     image_ids = store.row_ids(drawn)[block.start : block.stop]
     pictures = store.read_rows(drawn, row, image_ids=image_ids)
+    files, root = fsspec.core.url_to_fs(folder)
+    files.makedirs(f"{root}/{row}", exist_ok=True)
     for image_id, samples in zip(image_ids, pictures, strict=True):
-        name = image_id.replace("/", "_")  # an id of one's own data may be a path
         for number, pixels in enumerate(samples):
-            with fsspec.open(f"{folder}/{row}/{name}_{number}.png", "wb", auto_mkdir=True) as file:
+            path = f"{root}/{row}/{file_name(image_id)}_{number}.png"
+            with files.open(path, "wb") as file:
                 Image.fromarray(pixels).save(file, format="PNG")
     return pictures.shape[0] * pictures.shape[1]
+
+
+def file_name(image_id: str) -> str:
+    """Return an image_id as the name of a file, in no other folder, and another one for each.
+
+    An id of one's own data may be a path; what is no letter of a file name becomes ``%`` and its
+    code, as in addresses.
+    """
+    return re.sub(r'^\.|[%/\\:*?"<>|\x00-\x1f\x7f]', lambda one: f"%{ord(one[0]):02X}", image_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from raybrain import cluster, outputs, places, store, tracking
-from raybrain.config import InputError, Ridge
+from raybrain.config import Ridge
 from raybrain.decoders import (
     SharedTask,
     Task,
@@ -27,7 +27,7 @@ from raybrain.decoders import (
     warn_at_edges,
 )
 from raybrain.decoders.ridge import ALPHAS
-from raybrain.stages import Made, say
+from raybrain.stages import Made, extent, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,12 +324,7 @@ def _fit_subjects(data: Data, *, output: Output, run: Run) -> dict[str, TrainedD
         one.subject: Data.of(one, data.target, data.decode)
         for one in outputs.each_subject(data.experiment)
     }
-    total = sum(one.gigabytes for one in found.values())
-    if total > data.experiment.training.memory:
-        raise InputError(
-            f"{total:.1f} GB of {len(found)} subjects exceed training.memory="
-            f"{data.experiment.training.memory:g}; raise it, or name fewer 'subjects'"
-        )
+    extent.check_together(data.experiment, [one.gigabytes for one in found.values()])
     prepare_task = functools.partial(_task_of_all, found)
     decoders: dict[str, TrainedDecoder] = _fit_prepared(prepare_task, data, output=output, run=run)
     return decoders

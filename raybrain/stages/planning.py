@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.config import InputError
-from raybrain.stages import STAGE_COLUMN
+from raybrain.stages import STAGE_COLUMN, checking
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
@@ -18,38 +17,35 @@ if TYPE_CHECKING:
 def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
     lines = [*_data(experiment), *_generator(experiment), ""]
-    makers: list[Callable[[], Output | None]] = [
-        lambda: outputs.simulated(experiment),
-        lambda: outputs.subject_store(experiment),
-        lambda: outputs.features(experiment),
-        *(
-            lambda target=target: outputs.decoder(experiment, target)  # type: ignore[misc]
-            for target, _ in outputs.targets(experiment)
-        ),
-        lambda: outputs.predictions(experiment),
-        lambda: outputs.reconstructions(experiment),
-        lambda: outputs.report(experiment),
-    ]
-    if experiment.tuning is not None:
-        makers.insert(-3 - len(outputs.targets(experiment)), lambda: outputs.tuning(experiment))
     following = None
-    for make in makers:
-        try:
-            output = make()
-        except InputError as error:
-            lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {error}")
+    refused = [str(fault) for fault in checking.faults(experiment, stage="plan")]
+    for output in _outputs(experiment):
+        if isinstance(output, InputError):
+            refused = [fault for fault in refused if fault != str(output)]
+            lines += [f"{'refused':<{STAGE_COLUMN}}{fault}" for fault in refused]
+            lines.append(f"{'next':<{STAGE_COLUMN}}nothing can run yet: {output}")
             return "\n".join(lines)
-        if output is None:
-            continue
         found = seal.status(output.folder, wanted=output.seal)
         detail = f" ({'; '.join(found.differences)})" if found.differences else ""
         lines.append(f"{output.stage:<{STAGE_COLUMN}}{found.state:<12}{output.folder}{detail}")
         if found.state != "sealed" and following is None and output.stage != "tune":
             following = output.stage
-    lines.append(
-        f"{'next':<{STAGE_COLUMN}}{f'raybrain {following}' if following else 'all is done'}"
-    )
+    lines += [f"{'refused':<{STAGE_COLUMN}}{fault}" for fault in refused]
+    then = f"raybrain {following}" if following else "all is done"
+    lines.append(f"{'next':<{STAGE_COLUMN}}{'mend what is refused' if refused else then}")
     return "\n".join(lines)
+
+
+def _outputs(experiment: Experiment) -> Iterator[Output | InputError]:
+    """Yield every output, the search before what it would change, or what is in the way."""
+    try:
+        for output in outputs.in_order(experiment):
+            if output.stage == "train" and experiment.tuning is not None:
+                yield outputs.tuning(experiment)
+                experiment = experiment.model_copy(update={"tuning": None})
+            yield output
+    except InputError as error:
+        yield error
 
 
 def _data(experiment: Experiment) -> list[str]:
@@ -60,8 +56,9 @@ def _data(experiment: Experiment) -> list[str]:
     made = outputs.simulated(experiment)
     if made and seal.status(made.folder, wanted=made.seal).state != "sealed":
         return [*lines, f"{'':<{STAGE_COLUMN}}'raybrain simulate' writes it"]
-    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
-    files = reader.required_files(
+    from raybrain.datasets import contents  # imports pandas
+
+    files = contents.required_files(
         entry, root=root, subject=experiment.subject, settings=experiment.ingest
     )
     present = [file for file in files if file.present]

@@ -464,7 +464,9 @@ def table(outcomes: Sequence[Outcome], refits: Sequence[Refit], *, experiment: E
     title = f"{metric} on validation images"
     if refits:
         title += f"; of the best {len(refits)} also with seeds {seeds}"
-    head = f"{'candidate':>9}  {'state':<9}{metric:>16}  {'over seeds':<20}{'epochs':>6}  settings"
+    width = max(16, len(metric) + 1)
+    seeded = f"{'over seeds':<20}{'epochs':>6}"
+    head = f"{'candidate':>9}  {'state':<9}{metric:>{width}}  {seeded}  settings"
     lines = [title, head]
     for one in outcomes:
         number = one.candidate.number
@@ -474,7 +476,9 @@ def table(outcomes: Sequence[Outcome], refits: Sequence[Refit], *, experiment: E
             values = np.array(spread[number])
             over = f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}"
         typed = cluster.assignments(_typed(one.candidate.settings, experiment=experiment))
-        lines.append(f"{number:>9}  {one.state:<9}{value:>16}  {over:<20}{one.epochs:>6}  {typed}")
+        lines.append(
+            f"{number:>9}  {one.state:<9}{value:>{width}}  {over:<20}{one.epochs:>6}  {typed}"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -6,9 +6,17 @@ told which run it writes to: MLflow's notion of an active run depends on the pro
 environment.
 """
 
-from raybrain.tracking.address import ui_command
+from raybrain.tracking.address import ui_command, uri_of
 from raybrain.tracking.models import register_decoder
 from raybrain.tracking.runs import Run, Tracker, open_tracker
 from raybrain.tracking.studies import StudyLog
 
-__all__ = ["Run", "StudyLog", "Tracker", "open_tracker", "register_decoder", "ui_command"]
+__all__ = [
+    "Run",
+    "StudyLog",
+    "Tracker",
+    "open_tracker",
+    "register_decoder",
+    "ui_command",
+    "uri_of",
+]

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -30,7 +31,7 @@ def ui_command(settings: Tracking, *, workspace: str) -> str:
         return uri
     beside = Path(sys.executable).parent / "mlflow"
     command = beside if beside.exists() and shutil.which("mlflow") != str(beside) else "mlflow"
-    return f"{command} ui --workers 1 --backend-store-uri {uri}"
+    return f"{shlex.quote(str(command))} ui --workers 1 --backend-store-uri {shlex.quote(uri)}"
 
 
 def uri_of(settings: Tracking, *, workspace: str) -> str:

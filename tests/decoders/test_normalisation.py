@@ -160,5 +160,5 @@ def test_predicting_the_mean_of_standardised_targets_has_loss_1():
     assert standard.shape == (100, 5)
     assert np.average((standard**2).mean(axis=1), weights=count) == pytest.approx(1, rel=1e-4)
     np.testing.assert_allclose(scaler.restore(standard), targets, rtol=1e-5)
-    with pytest.raises(ValueError, match="none of the 2 target dimensions varies"):
+    with pytest.raises(InputError, match="none of the 2 target dimensions varies"):
         fit_target_scaler(np.ones((10, 2)))

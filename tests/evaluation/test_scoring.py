@@ -231,3 +231,21 @@ def test_equal_reconstructions_are_measured_once(seen, system):
     assert plan.parts[0].partners[0] == (0, 1)  # its own image, and the one shuffled onto it
     last = int(plan.index[MEAN_IMAGE][0, 0])
     assert plan.parts[-1].partners[last] == tuple(range(IMAGES))
+
+
+def test_cells_of_a_console_table_never_run_together():
+    from dataclasses import replace
+
+    from tests.evaluation.made import made_table
+
+    made = made_table(images=4)
+    certain = {"value": 1.0, "low": 1.0, "high": 1.0}  # 1.000±.000, or 100.0±0.0
+    wide = {"value": -1.0, "low": -1.5, "high": -0.5}  # -1.000±.500, or -100.0±50.0
+    for values in (certain, wide):
+        table = replace(made, scores=tuple(replace(one, **values) for one in made.scores))
+        lines = table.to_text().splitlines()
+        line = next(one for one in lines if one.startswith("ceiling"))
+        assert len(line.split()) == 1 + len(table.protocol.metrics)
+        assert all(cell.count("±") == 1 for cell in line.split()[1:])
+    usual = made.to_text().splitlines()
+    assert max(map(len, usual)) <= 100
