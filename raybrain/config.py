@@ -437,7 +437,8 @@ class Reconstruct(Section):
     """Reconstructions per image."""
     references: tuple[Literal["ceiling", "category", "z", "e"], ...] = ("ceiling",)
     """Rows drawn beside the system's: from the true targets, from the training mean of the image's
-    true category, from the decoded latents alone and from the decoded image embeddings alone."""
+    true category, and, one sample each, from the decoded latents alone and from the decoded image
+    embeddings alone."""
     images_per_unit: Positive = 4
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
 

@@ -58,7 +58,11 @@ def test_numbers_truths_and_absent_values_are_still_those(load):
         "tuning={space: {training.lr: {low: 1e-5, high: 1e-2, log: on}}, pruner: none}",
     )  # fmt: skip
     assert loaded.training.lr == 1e-4
-    assert (loaded.seed, loaded.evaluate.rerank, loaded.evaluate.weights) == (7, True, None)
+    assert (loaded.seed, loaded.evaluate.rerank, loaded.evaluate.weights) == (
+        7,
+        ("encoding",),
+        None,
+    )
     assert loaded.decode.latents.decoder.nodes == (("1",), ("V1", "02"))
     assert loaded.tuning.space["training.lr"].low == 1e-5
     assert loaded.tuning.pruner == "none"

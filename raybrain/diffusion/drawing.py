@@ -107,7 +107,7 @@ def draw(
     with (
         torch.inference_mode(),
         quiet(),
-        _telling(generator, shown, settings=settings, guided=guidance > 1, noise=noise) as told,
+        _telling(generator, shown, settings=settings, guided=guidance > 1, noise=noise),
     ):
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
@@ -121,7 +121,6 @@ def draw(
             num_inference_steps=settings.steps,
             generator=noise,
             output_type="pt",
-            **told,
         ).images
         if not torch.isfinite(pixels).all():
             raise InputError(
@@ -138,9 +137,9 @@ def _telling(
     settings: Reconstruct,
     guided: bool,
     noise: Sequence[torch.Generator],
-) -> contextlib.AbstractContextManager[dict[str, Any]]:
+) -> contextlib.AbstractContextManager[None]:
     if generator.image is None:
-        return contextlib.nullcontext({})
+        return contextlib.nullcontext()
     return generator.image.telling(
         image_embeds,
         scale=settings.image_scale,

@@ -38,10 +38,8 @@ class ImageConditioning(Protocol):
         noise_level: int,
         guided: bool,
         noise: Sequence[torch.Generator],
-    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    ) -> contextlib.AbstractContextManager[None]:
         """Tell the UNet embeddings (row, ...), or none, while the context is open.
-
-        Yields what diffusers' img2img pipeline has to be called with besides.
 
         Parameters
         ----------
@@ -131,15 +129,20 @@ class IPAdapter:
         noise_level: int,
         guided: bool,
         noise: Sequence[torch.Generator],
-    ) -> Iterator[dict[str, Any]]:
-        """See `ImageConditioning`; without embeddings the adapter is switched off."""
+    ) -> Iterator[None]:
+        """See `ImageConditioning`; without embeddings the adapter is switched off.
+
+        Not by the pipeline's own argument: for a batch of n it repeats all embeddings n times and
+        its attention then shows every row those of all rows.
+        """
         shown = self.nothing.expand(len(noise), *self.nothing.shape) if embeds is None else embeds
         shown = shown.to(self.nothing)[:, None]
         if guided:
             shown = _both(self.nothing.expand(len(noise), 1, *self.nothing.shape), shown)
         self.pipeline.set_ip_adapter_scale(0.0 if embeds is None else scale)
         try:
-            yield {"ip_adapter_image_embeds": [shown]}
+            with _given(self.pipeline.unet, added_cond_kwargs={"image_embeds": [shown]}):
+                yield
         finally:
             self.pipeline.set_ip_adapter_scale(1.0)
 
@@ -165,7 +168,7 @@ class UnCLIP:
         noise_level: int,
         guided: bool,
         noise: Sequence[torch.Generator],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[None]:
         """See `ImageConditioning`; no embedding is a class embedding of zeros."""
         import torch
 
@@ -185,14 +188,23 @@ class UnCLIP:
         if guided:
             classes = _both(torch.zeros_like(classes), classes)
 
-        def add_classes(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return args, kwargs | {"class_labels": classes.to(unet.dtype)}
+        with _given(unet, class_labels=classes):
+            yield
 
-        hook = unet.register_forward_pre_hook(add_classes, with_kwargs=True)
-        try:
-            yield {}
-        finally:
-            hook.remove()
+
+@contextlib.contextmanager
+def _given(unet: Any, **told: Any) -> Iterator[None]:
+    """Call the UNet with further arguments while the context is open."""
+
+    def add(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | told
+
+    # First of all hooks: those that lower the precision see what is added.
+    hook = unet.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

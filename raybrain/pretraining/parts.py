@@ -150,6 +150,8 @@ def export(parts: Parts, folder: Path) -> None:
     ).save_pretrained(folder, safe_serialization=True)
     if parts.image_encoder is not None:
         _export_image_parts(parts.image_encoder, folder)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors leaves them to their owner alone
 
 
 def _export_image_parts(encoder: Lite1WithProjection, folder: Path) -> None:

@@ -75,18 +75,17 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         experiment.generator, features=experiment.features, reconstruct=settings
     )
     rows = drawn_rows(experiment)
-    shape = (settings.samples, pixels, pixels, 3)
     store.create_rows(
         output.folder,
-        {row: (shape, "uint8") for row in rows},
+        {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8") for row in rows},
         image_ids=image_ids,
         rows_per_block=settings.images_per_unit,
         rows_per_chunk=1,
         attributes=_lineage(experiment),
     )
     units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
-    total = len(image_ids) * settings.samples * len(rows)
-    left = sum(_images(unit, samples=settings.samples) for unit in units)
+    total = len(image_ids) * sum(samples_of(settings, row=row) for row in rows)
+    left = sum(_images(unit, settings=settings) for unit in units)
     started, done = time.monotonic(), 0
     drawn = cluster.draw_units(
         Painter,
@@ -98,7 +97,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         },
         workers=experiment.resources.generate,
         description="reconstruct",
-        size=lambda unit: _images(unit, samples=settings.samples),
+        size=lambda unit: _images(unit, settings=settings),
     )
     for step, images in enumerate(drawn, start=1):
         done += images
@@ -106,7 +105,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         run.log_metrics({"images": total - left + done, "images_per_second": rate}, step=step)
     names = " and ".join(rows) if len(rows) < 3 else f"{', '.join(rows[:-1])} and {rows[-1]}"
     return Made(
-        f"{len(image_ids):,} images x {settings.samples} samples of {names}, {total:,} in all"
+        f"{len(image_ids):,} images, {settings.samples} samples each, of {names}: {total:,} in all"
     )
 
 
@@ -142,7 +141,7 @@ class Painter:
         drawing = self.worker(
             diffusion.DrawingUnit(
                 image_ids=tuple(image_ids),
-                samples=tuple(range(self.experiment.reconstruct.samples)),
+                samples=tuple(range(samples_of(self.experiment.reconstruct, row=unit.row))),
                 latents=targets.latents,
                 prompt_embeds=targets.prompt_embeds,
                 image_embeds=targets.image_embeds,
@@ -150,7 +149,12 @@ class Painter:
             )
         )
         store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
-        return len(image_ids) * self.experiment.reconstruct.samples
+        return _images(unit, settings=self.experiment.reconstruct)
+
+
+def samples_of(settings: Reconstruct, *, row: str) -> int:
+    """Return how often each image of a row is drawn: once shows what a mode of its own gives."""
+    return 1 if row in MODE_OF else settings.samples
 
 
 def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
@@ -216,8 +220,8 @@ def _values(sources: Sources, *, row: str, target: str, image_ids: list[str]) ->
     )
 
 
-def _images(unit: Unit, *, samples: int) -> int:
-    return (unit.block.stop - unit.block.start) * samples
+def _images(unit: Unit, *, settings: Reconstruct) -> int:
+    return (unit.block.stop - unit.block.start) * samples_of(settings, row=unit.row)
 
 
 def _lineage(experiment: Experiment) -> dict[str, object]:

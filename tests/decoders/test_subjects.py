@@ -107,7 +107,9 @@ def test_with_little_data_a_trunk_of_another_subject_helps():
 def test_different_sizes_are_refused():
     task, _, _ = brain(voxels=30, images=60, seed=5)
     other = config.ResidualMLP(width=64)
-    with pytest.raises(ValueError, match="can share a 'residual_mlp' of one size; b has"):
+    with pytest.raises(
+        ValueError, match="can share a 'residual_mlp' or 'mindeye2' of one size; b has"
+    ):
         shared_task({"a": task, "b": replace(task, section=other)})
     with pytest.raises(ValueError, match="the trunk is"):
         adapted_task(replace(task, section=other), trunk=fitted(task, epochs=1))

@@ -116,18 +116,20 @@ def test_an_adapter_draws_what_diffusers_draws_from_the_pictures(
     theirs.scheduler = _scheduler(Reconstruct(), generator)
     # Their own processor would be described by no file; ours comes from the encoder's folder.
     theirs.feature_extractor = generator.image.encoder.processor
-    wanted = theirs(
-        image=torch.tensor(targets.latents),
-        prompt_embeds=torch.tensor(targets.prompt_embeds),
-        negative_prompt_embeds=generator.unconditional.expand(ROWS, -1, -1),
-        ip_adapter_image=[[Image.fromarray(picture) for picture in pictures]],
-        strength=0.5,
-        guidance_scale=guidance,
-        num_inference_steps=4,
-        generator=noise(),
-        output_type="pt",
-    ).images
-    assert far(found, in_grey_levels(wanted)) <= 1
+    for row, source in enumerate(noise()):
+        # One by one: of a batch their pipeline shows every row the pictures of all.
+        wanted = theirs(
+            image=torch.tensor(targets.latents[[row]]),
+            prompt_embeds=torch.tensor(targets.prompt_embeds[[row]]),
+            negative_prompt_embeds=generator.unconditional[None],
+            ip_adapter_image=Image.fromarray(pictures[row]),
+            strength=0.5,
+            guidance_scale=guidance,
+            num_inference_steps=4,
+            generator=source,
+            output_type="pt",
+        ).images
+        assert far(found[[row]], in_grey_levels(wanted)) <= 1
     # Another picture draws another image: the comparison is not of two that ignore it.
     others = ours(generator, **vars(targets), image_embeds=embeds[::-1].copy(), settings=how)
     assert far(found, others) > 3
