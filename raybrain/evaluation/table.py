@@ -21,7 +21,7 @@ from raybrain.evaluation.statistics import bootstrap
 if TYPE_CHECKING:
     import pandas
 
-LABEL_WIDTH = 17
+LABEL_WIDTH = 19
 CELL_WIDTH = 10
 """Of a column none of whose cells is longer."""
 LINE_WIDTH = 100
