@@ -552,6 +552,16 @@ class Objective(Section):
     direction: Literal["minimize", "maximize"] = "minimize"
 
 
+DRAWN_OF_PRIOR = ("sampling_steps", "guidance")
+"""Settings of a prior that change what is drawn from it and not how it was fitted."""
+
+
+def changes_drawing(address: str) -> bool:
+    """Return whether an address changes what is drawn and not what is decoded."""
+    section, *rest = address.split(".")
+    return section == "reconstruct" or (rest[1:2] == ["prior"] and rest[-1] in DRAWN_OF_PRIOR)
+
+
 class Tuning(Section):
     """The search for better settings."""
 

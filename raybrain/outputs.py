@@ -15,7 +15,15 @@ from typing import Any
 
 from raybrain import catalog, cluster, digests, seal
 from raybrain.catalog import CatalogEntry
-from raybrain.config import Backbone, Decode, Experiment, InputError, Ridge, flatten
+from raybrain.config import (
+    Backbone,
+    Decode,
+    Experiment,
+    InputError,
+    Ridge,
+    changes_drawing,
+    flatten,
+)
 from raybrain.seal import Seal
 
 CLOSED_FORM = (Ridge,)
@@ -62,8 +70,11 @@ def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
 
 
 def has_networks(experiment: Experiment) -> bool:
-    """Return whether a decoder is fitted by gradient descent."""
-    return any(not isinstance(decode.decoder, CLOSED_FORM) for _, decode in targets(experiment))
+    """Return whether a decoder, or a prior behind one, is fitted by gradient descent."""
+    return any(
+        decode.prior is not None or not isinstance(decode.decoder, CLOSED_FORM)
+        for _, decode in targets(experiment)
+    )
 
 
 def each_subject(experiment: Experiment) -> list[Experiment]:
@@ -237,7 +248,7 @@ def tuning(experiment: Experiment) -> Output:
         "the store": subject_store(experiment).seal.digest,
         "the targets": features(experiment).seal.digest,
     }
-    if any(address.startswith("reconstruct.") for address in experiment.tuning.space):
+    if any(changes_drawing(address) for address in experiment.tuning.space):
         settings |= _under(experiment, "reconstruct")
         settings["evaluate.protocol"] = experiment.evaluate.protocol
     return Output("tune", f"{run_folder(experiment)}/tuning", Seal("tune", settings, inputs))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raybrain.decoders import factorise, join_blocks
 from raybrain.decoders.ridge import ALPHAS, RidgeFit, solve_blocks
+from raybrain.evaluation import whitening
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.integer]
@@ -179,8 +180,7 @@ def nearest_sample(
     """
     images, samples = candidates.shape[:2]
     library = training.reshape(len(training), -1).astype(np.float64)
-    mean, deviation = library.mean(axis=0), library.std(axis=0)
-    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    mean, scale = whitening(library)
     drawn = (candidates.reshape(images, samples, -1) - mean) * scale
     wanted = (decoded.reshape(images, -1) - mean) * scale
     along = np.einsum("isd,id->is", drawn, wanted)

@@ -23,6 +23,10 @@ IMAGE_ENCODER = "image_encoder"
 IMAGE_PROCESSOR = "preprocessor_config.json"
 LITE1 = "EfficientNetLite1WithProjection"
 """How the config of an image encoder names the one that raybrain brings; others are CLIP's."""
+POOLED = "image_proj.proj.weight"
+PLUS = "image_proj.proj_in.weight"
+"""What tells an IP-Adapter of the pooled form from one of the plus form."""
+FIRST_KEY = "ip_adapter.1.to_k_ip.weight"
 LATENT_CHANNELS = 4  # StableDiffusionImg2ImgPipeline takes an image of 4 channels as latents
 
 
@@ -62,10 +66,10 @@ class Checkpoint:
 
     def settings(self, part: str) -> dict[str, Any]:
         """Return the JSON configuration of a part such as ``"unet"``."""
-        names = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
-        if part.endswith("_scheduler"):
-            names[part] = "scheduler_config.json"
-        return read_json(self.folder / part / names.get(part, "config.json"))
+        name = "config.json"
+        if part == "tokenizer" or part.endswith("scheduler"):
+            name = f"{part.rpartition('_')[2]}_config.json"
+        return read_json(self.folder / part / name)
 
     def weight_files(self, part: str) -> list[Path]:
         """Return the files diffusers reads the weights of ``part`` from, in order."""
@@ -153,7 +157,7 @@ def find_checkpoint(settings: Generator) -> Checkpoint:
         )
     _check(checkpoint, name=name)
     checkpoint = _with_image_parts(checkpoint, settings)
-    check_image_parts(checkpoint, name=name)
+    _check_image_parts(checkpoint, name=name)
     return checkpoint
 
 
@@ -161,8 +165,8 @@ def _with_image_parts(checkpoint: Checkpoint, settings: Generator) -> Checkpoint
     """Return the checkpoint with its image encoder and its adapter, where it has any.
 
     An adapter comes from ``generator.image_adapter``; its encoder from ``generator.image_encoder``
-    or from a folder of that name beside it. An encoder
-    that neither an adapter nor an unCLIP UNet listens to does not count.
+    or from a folder of that name beside it. An encoder that neither an adapter nor an unCLIP UNet
+    listens to does not count.
     """
     adapter = None
     if settings.image_adapter is not None:
@@ -253,7 +257,7 @@ def _check(checkpoint: Checkpoint, *, name: str) -> None:
         )
 
 
-def check_image_parts(checkpoint: Checkpoint, *, name: str) -> None:
+def _check_image_parts(checkpoint: Checkpoint, *, name: str) -> None:
     """Raise `InputError` where image encoder, adapter and UNet do not fit each other.
 
     Shapes are read from configs and from the head of the adapter's file; no weights are loaded.
@@ -301,11 +305,6 @@ def check_image_parts(checkpoint: Checkpoint, *, name: str) -> None:
         )
 
 
-POOLED = "image_proj.proj.weight"
-PLUS = "image_proj.proj_in.weight"
-FIRST_KEY = "ip_adapter.1.to_k_ip.weight"
-
-
 def hidden_states_wanted(checkpoint: Checkpoint) -> bool:
     """Return whether the adapter reads hidden states instead of the pooled embedding."""
     return checkpoint.adapter is not None and PLUS in _adapter_shapes(checkpoint.adapter)
@@ -351,9 +350,7 @@ def generator_digest(settings: Generator) -> str:
     digest = hashlib.sha256()
     for path in checkpoint.files():
         where = _role(path, checkpoint)
-        status = path.stat()
-        content = _file_digest(path, size=status.st_size, modified=status.st_mtime_ns)
-        digest.update(f"{where}\n{content}\n".encode())
+        digest.update(f"{where}\n{file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -366,6 +363,12 @@ def _role(path: Path, checkpoint: Checkpoint) -> str:
     if checkpoint.image_encoder is not None and path.parent == checkpoint.image_encoder:
         return f"{IMAGE_ENCODER}/{path.name}"
     return path.relative_to(checkpoint.folder).as_posix()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file; it is read again only when size or modification time changed."""
+    status = path.stat()
+    return _file_digest(path, size=status.st_size, modified=status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

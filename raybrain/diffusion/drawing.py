@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.config import Features, Generator, InputError, Reconstruct, letters
-from raybrain.diffusion.generator import load_generator, quiet, target_shapes
+from raybrain.config import Generator, InputError, Reconstruct, letters
+from raybrain.diffusion.generator import load_generator, quiet
+from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.targets import encode_pixels, resize
 
 if TYPE_CHECKING:
@@ -104,49 +104,32 @@ def draw(
     ]
     guidance = 1.0 if drawn_from == {"z"} else settings.guidance
     pipeline = generator.pipeline
-    with (
-        torch.inference_mode(),
-        quiet(),
-        _telling(generator, shown, settings=settings, guided=guidance > 1, noise=noise),
-    ):
+    with torch.inference_mode(), quiet():
+        told = {}
+        if generator.image is not None:
+            told = generator.image.arguments(
+                shown, settings=settings, guided=guidance > 1, noise=noise
+            )
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
         pipeline.scheduler = _scheduler(settings, generator)
-        pixels = pipeline(
-            image=start.to(generator.device),
-            prompt_embeds=embeds,
-            negative_prompt_embeds=empty,
-            strength=settings.strength if "z" in drawn_from else 1.0,
-            guidance_scale=guidance,
-            num_inference_steps=settings.steps,
-            generator=noise,
-            output_type="pt",
-        ).images
+        with given(pipeline.unet, told):
+            pixels = pipeline(
+                image=start.to(generator.device),
+                prompt_embeds=embeds,
+                negative_prompt_embeds=empty,
+                strength=settings.strength if "z" in drawn_from else 1.0,
+                guidance_scale=guidance,
+                num_inference_steps=settings.steps,
+                generator=noise,
+                output_type="pt",
+            ).images
         if not torch.isfinite(pixels).all():
             raise InputError(
                 f"'{generator.settings.checkpoint}' drew values that are not finite; "
                 f"type generator.dtype=float32, or another reconstruct.scheduler"
             )
         return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _telling(
-    generator: StableDiffusion,
-    image_embeds: torch.Tensor | None,
-    *,
-    settings: Reconstruct,
-    guided: bool,
-    noise: Sequence[torch.Generator],
-) -> contextlib.AbstractContextManager[None]:
-    if generator.image is None:
-        return contextlib.nullcontext()
-    return generator.image.telling(
-        image_embeds,
-        scale=settings.image_scale,
-        noise_level=settings.noise_level,
-        guided=guided,
-        noise=noise,
-    )
 
 
 def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
@@ -223,12 +206,12 @@ def _embeds(
 def _image_embeds(
     generator: StableDiffusion, *, image_embeds: NDArray[np.floating] | None, rows: int
 ) -> torch.Tensor:
-    shape = target_shapes(generator, features=Features()).image_embeds
-    if shape is None:
+    if generator.image is None:
         raise InputError(
             f"'{generator.settings.checkpoint}' has no image encoder, so it cannot draw from image "
             f"embeddings; give it generator.image_adapter, or choose a reconstruct.mode without e"
         )
+    shape = generator.image.encoder.shape
     wanted = f"({', '.join(map(str, (rows, *shape)))})"
     array = _finite(image_embeds, name="image_embeds", wanted=wanted)
     if tuple(array.shape) != (rows, *shape):

@@ -23,7 +23,7 @@ from raybrain.diffusion.image_conditioning import IPAdapter, UnCLIP, load_encode
 if TYPE_CHECKING:
     import torch
 
-    from raybrain.diffusion.image_conditioning import ImageConditioning
+    from raybrain.diffusion.image_conditioning import Encoder, ImageConditioning
 
 Pipeline: TypeAlias = Any
 """diffusers' ``StableDiffusionImg2ImgPipeline``, whose lazy import hides its type."""
@@ -99,7 +99,7 @@ def load_generator(settings: Generator) -> StableDiffusion:
     with quiet():
         diffusers_log.disable_progress_bar()
         transformers_log.disable_progress_bar()
-        pipeline, image = _load_pipelines(checkpoint)
+        pipeline, image = _load_pipelines(checkpoint, device=device)
         pipeline.set_progress_bar_config(disable=True)
         for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             model.requires_grad_(False)
@@ -216,14 +216,16 @@ def _dtype(settings: Generator, *, device: torch.device) -> torch.dtype:
     return getattr(torch, settings.dtype)
 
 
-def _load_pipelines(checkpoint: Checkpoint) -> tuple[Pipeline, ImageConditioning | None]:
+def _load_pipelines(
+    checkpoint: Checkpoint, *, device: torch.device
+) -> tuple[Pipeline, ImageConditioning | None]:
     """Return the pipeline that draws and what it does with image embeddings."""
     pipeline = _load_pipeline(checkpoint)
-    if checkpoint.unclip:
-        return pipeline, _unclip(checkpoint, pipeline)
-    if checkpoint.adapter is None:
+    if checkpoint.image_encoder is None:
         return pipeline, None
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, device=device)
+    if checkpoint.adapter is None:
+        return pipeline, _unclip(checkpoint, pipeline, encoder=encoder)
     try:
         pipeline.load_ip_adapter(
             str(checkpoint.adapter.parent),
@@ -239,10 +241,10 @@ def _load_pipelines(checkpoint: Checkpoint) -> tuple[Pipeline, ImageConditioning
             f"the adapter {checkpoint.adapter} does not fit the UNet of {checkpoint.folder} "
             f"({reason.rstrip('.:')}); choose the adapter made for this checkpoint"
         ) from None
-    return pipeline, IPAdapter(pipeline, encoder, nothing=encoder.of_nothing())
+    return pipeline, IPAdapter(pipeline, encoder)
 
 
-def _unclip(checkpoint: Checkpoint, pipeline: Pipeline) -> UnCLIP:
+def _unclip(checkpoint: Checkpoint, pipeline: Pipeline, *, encoder: Encoder) -> UnCLIP:
     """Return diffusers' unCLIP pipeline around the networks of the one that draws.
 
     The img2img pipeline draws, for it starts from latents, which the unCLIP pipeline cannot.
@@ -252,7 +254,6 @@ def _unclip(checkpoint: Checkpoint, pipeline: Pipeline) -> UnCLIP:
         StableUnCLIPImageNormalizer,
     )
 
-    encoder = load_encoder(checkpoint)
     noising = checkpoint.settings("image_noising_scheduler")["_class_name"]
     whole = diffusers.StableUnCLIPImg2ImgPipeline(
         **{part: getattr(pipeline, part) for part in PARTS},

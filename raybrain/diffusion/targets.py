@@ -124,7 +124,7 @@ def embed_images(
             f"generator.image_adapter, or choose a checkpoint that has one"
         )
     parts = [
-        generator.image.encode(images[start : start + batch_size]).cpu().numpy()
+        generator.image.encoder(images[start : start + batch_size]).cpu().numpy()
         for start in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)

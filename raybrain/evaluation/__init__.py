@@ -16,6 +16,7 @@ from raybrain.evaluation.floors import (
     mean_image,
     nearest_training,
     random_training,
+    whitening,
 )
 from raybrain.evaluation.identification import correlation_distance, n_way, two_way
 from raybrain.evaluation.latents import LatentScores, latent_scores
@@ -95,4 +96,5 @@ __all__ = [
     "two_way",
     "weights_folder",
     "weights_of",
+    "whitening",
 ]

@@ -53,9 +53,20 @@ def nearest_training(
     """
     library = np.asarray(training, dtype=np.float32).reshape(len(training), -1)
     queries = np.asarray(predicted, dtype=np.float32).reshape(len(predicted), -1)
-    mean, sd = library.mean(axis=0), library.std(axis=0)
-    scale = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6 * np.abs(library).max())
+    mean, scale = whitening(library)
     return (_unit((queries - mean) * scale) @ _unit((library - mean) * scale).T).argmax(axis=1)
+
+
+def whitening(
+    library: NDArray[np.floating],
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return mean and inverse standard deviation (dimension,) of embeddings (image, dimension).
+
+    0 in place of the inverse where nothing varies but rounding.
+    """
+    mean, sd = library.mean(axis=0), library.std(axis=0)
+    varies = sd > 1e-6 * np.abs(library).max()
+    return mean, np.divide(1.0, sd, out=np.zeros_like(sd), where=varies)
 
 
 def category_means(

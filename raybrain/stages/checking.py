@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.config import InputError, Ridge
-from raybrain.stages import extent
+from raybrain.stages import drawing, extent
 
 if TYPE_CHECKING:
     from raybrain.config import Decode, Experiment
@@ -156,11 +156,12 @@ def _steps(experiment: Experiment, pending: Pending) -> None:
 
     if pending.get("reconstruct"):
         checkpoint = diffusion.find_checkpoint(experiment.generator)
-        diffusion.check_steps(
-            experiment.reconstruct,
-            name=experiment.generator.checkpoint,
-            scheduler=checkpoint.settings("scheduler"),
-        )
+        for row in drawing.drawn_rows(experiment):
+            diffusion.check_steps(
+                drawing.drawn_how(experiment.reconstruct, row=row),
+                name=experiment.generator.checkpoint,
+                scheduler=checkpoint.settings("scheduler"),
+            )
 
 
 def _weights(experiment: Experiment, pending: Pending) -> None:

@@ -12,7 +12,7 @@ from raybrain import cluster, diffusion, evaluation, outputs, store
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
-    from raybrain.config import Experiment, Mode, Reconstruct
+    from raybrain.config import Experiment, Reconstruct
     from raybrain.outputs import Output
     from raybrain.store import Block
     from raybrain.tracking import Run
@@ -22,8 +22,9 @@ CEILING = "ceiling"
 CATEGORY = "category"
 Z_ONLY = "z"
 E_ONLY = "e"
-MODE_OF: dict[str, Mode] = {Z_ONLY: "z", E_ONLY: "e"}
-"""Rows drawn from the decoded targets in a mode of their own, whatever the system's is."""
+OWN_MODE = frozenset({Z_ONLY, E_ONLY})
+"""Rows drawn from the decoded targets in the mode that they are named after, whatever the system's
+is."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Painter:
                 latents=targets.latents,
                 prompt_embeds=targets.prompt_embeds,
                 image_embeds=targets.image_embeds,
-                settings=_drawn_how(self.experiment.reconstruct, row=unit.row),
+                settings=drawn_how(self.experiment.reconstruct, row=unit.row),
             )
         )
         store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
@@ -154,7 +155,7 @@ class Painter:
 
 def samples_of(settings: Reconstruct, *, row: str) -> int:
     """Return how often each image of a row is drawn: once shows what a mode of its own gives."""
-    return 1 if row in MODE_OF else settings.samples
+    return 1 if row in OWN_MODE else settings.samples
 
 
 def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
@@ -162,11 +163,9 @@ def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
     return (SYSTEM, *experiment.reconstruct.references)
 
 
-def _drawn_how(settings: Reconstruct, *, row: str) -> Reconstruct:
+def drawn_how(settings: Reconstruct, *, row: str) -> Reconstruct:
     """Return the settings that a row is drawn with."""
-    if row not in MODE_OF:
-        return settings
-    return settings.model_copy(update={"mode": MODE_OF[row]})
+    return settings.model_copy(update={"mode": row}) if row in OWN_MODE else settings
 
 
 def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
@@ -180,21 +179,25 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
         target: _values(sources, row=row, target=target, image_ids=image_ids)
         for target in sources.targets
     }
-    embeds = found.get("prompt_embeds")
-    if (
-        embeds is not None
-        and embeds.shape[1] < store.row_shape(sources.features, "prompt_embeds")[0]
-    ):
-        training_ids = training_images(sources.stimuli)
-        mean = store.read_rows(sources.features, "prompt_embeds", image_ids=training_ids).mean(
-            axis=0
+    if "prompt_embeds" in found:
+        found["prompt_embeds"] = whole_prompts(
+            found["prompt_embeds"],
+            features=sources.features,
+            training_ids=training_images(sources.stimuli),
         )
-        embeds = diffusion.complete_prompt(embeds, mean=mean)
     return Targets(
         latents=found.get("latents"),
-        prompt_embeds=embeds,
+        prompt_embeds=found.get("prompt_embeds"),
         image_embeds=found.get("image_embeds"),
     )
+
+
+def whole_prompts(embeds: np.ndarray, *, features: str, training_ids: list[str]) -> np.ndarray:
+    """Return prompts (image, token, width) with all tokens, those not decoded at their mean."""
+    if embeds.shape[1] == store.row_shape(features, "prompt_embeds")[0]:
+        return embeds
+    mean = store.read_rows(features, "prompt_embeds", image_ids=training_ids).mean(axis=0)
+    return diffusion.complete_prompt(embeds, mean=mean)
 
 
 def training_images(stimuli: str) -> list[str]:
@@ -205,7 +208,7 @@ def training_images(stimuli: str) -> list[str]:
 
 def _values(sources: Sources, *, row: str, target: str, image_ids: list[str]) -> np.ndarray:
     features = sources.features
-    if row == SYSTEM or row in MODE_OF:
+    if row == SYSTEM or row in OWN_MODE:
         return store.read_rows(sources.predictions, target, image_ids=image_ids)
     if row == CEILING:
         return store.read_rows(features, target, image_ids=image_ids)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal, store
 from raybrain.config import InputError
+from raybrain.stages import drawing
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
@@ -87,12 +88,14 @@ def planned_bytes(experiment: Experiment, stage: str) -> int:
             experiment.generator,
             features=experiment.features.model_copy(update={"tokens": None}),
         )
-        return FLOAT * images * (math.prod(shapes.latents) + math.prod(shapes.prompt_embeds))
+        made = (shapes.latents, shapes.prompt_embeds, shapes.image_embeds)
+        return FLOAT * images * sum(math.prod(shape) for shape in made if shape is not None)
     settings = experiment.reconstruct
     side = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=settings
     )
-    drawn = tests * settings.samples * (1 + len(settings.references))
+    samples = [drawing.samples_of(settings, row=row) for row in drawing.drawn_rows(experiment)]
+    drawn = tests * sum(samples)
     return int(PICTURE * drawn * side**2 * 3)
 
 

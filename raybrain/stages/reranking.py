@@ -136,6 +136,7 @@ class SampleEncoder:
     def __init__(self, *, experiment: Experiment, folder: str) -> None:
         self.generator = diffusion.load_generator(experiment.generator)
         self.settings = experiment.features
+        self.latents = "encoding" in experiment.evaluate.rerank
         self.embeds = experiment.decode.image_embeds is not None
         self.folder = folder
         self.image_ids = store.row_ids(folder)
@@ -147,14 +148,14 @@ class SampleEncoder:
         images, samples = drawn.shape[:2]
         flat = drawn.reshape(images * samples, *drawn.shape[2:])
         size = self.settings.batch_size
-        found = {
-            "latents": diffusion.encode_images(
+        found = {}
+        if self.latents:
+            found["latents"] = diffusion.encode_images(
                 self.generator,
                 images=flat,
                 resolution=self.settings.resolution,
                 batch_size=size,
             )
-        }
         if self.embeds:
             found["image_embeds"] = diffusion.embed_images(
                 self.generator, images=flat, batch_size=size

@@ -28,7 +28,7 @@ from raybrain.decoders.normalisation import Averaged
 from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made
 from raybrain.stages.fitting import image_rows, targets_of
-from raybrain.stages.searching_drawn import Sources, draw_candidate, drawn_data, searches_drawing
+from raybrain.stages.searching_drawn import Decoded, draw_candidate, drawn_data, searches_drawing
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Outcome, Refit, Shared, Shelf
@@ -136,6 +136,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
 
 def _loop(experiment: Experiment) -> Callable[[Candidate], dict[str, float]]:
     """Return what tries a candidate, with what all of them share in the object store."""
+    assert experiment.tuning is not None
     prepared = functools.partial(
         cluster.on_worker, workers=experiment.resources.tasks, description="prepare"
     )
@@ -144,7 +145,9 @@ def _loop(experiment: Experiment) -> Callable[[Candidate], dict[str, float]]:
             draw_candidate,
             experiment=experiment,
             data=prepared(
-                functools.partial(drawn_data, experiment, sources=Sources.of(experiment))
+                functools.partial(
+                    drawn_data, Decoded.each(experiment), images=experiment.tuning.images
+                )
             ),
         )
     read = functools.partial(

@@ -7,34 +7,34 @@ decoders that did not see the validation images in fitting. Test trials stay clo
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raybrain import cluster, diffusion, evaluation, outputs, places, store
-from raybrain.config import TARGET_OF, InputError, Ridge, letters
+from raybrain.config import (
+    TARGET_OF,
+    InputError,
+    Reconstruct,
+    Ridge,
+    changes_drawing,
+    letters,
+)
 from raybrain.decoders import load_decoder
+from raybrain.stages.drawing import whole_prompts
 from raybrain.stages.fitting import DECODER, PRIOR, Data, fit_ridge_of, image_rows
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Shared
-    from raybrain.config import Decode, Experiment, Generator, Reconstruct
+    from raybrain.config import Decode, Experiment, Generator
     from raybrain.store import SubjectStore
 
 DRAWN = "drawn/"
 """Names of objectives that are scores of drawn validation images begin with this."""
-OF_PRIOR = ("sampling_steps", "guidance")
-"""Settings of a prior that change what is drawn from it and not how it was fitted."""
 RESAMPLES = 100
 """Candidates are compared by their means; intervals and p values are not looked at."""
-
-
-def is_drawn(address: str) -> bool:
-    """Return whether an address of a space changes what is drawn and not what is decoded."""
-    section, *rest = address.split(".")
-    return section == "reconstruct" or (rest[1:2] == [PRIOR] and rest[-1] in OF_PRIOR)
 
 
 def searches_drawing(experiment: Experiment) -> bool:
@@ -48,7 +48,7 @@ def searches_drawing(experiment: Experiment) -> bool:
     """
     tuning = experiment.tuning
     assert tuning is not None
-    drawn = [address for address in tuning.space if is_drawn(address)]
+    drawn = [address for address in tuning.space if changes_drawing(address)]
     wanted = [one.metric for one in tuning.objectives]
     if not drawn:
         named = [metric for metric in wanted if metric.startswith(DRAWN)]
@@ -97,35 +97,28 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where the data lie; found by the driver, as nodes may lack the dataset's entry."""
+class Decoded:
+    """One target with what ``train`` made of it; put together by the driver."""
 
-    stimuli: str
-    features: str
-    decoders: Mapping[str, str]
-    """Target -> folder of what ``train`` made."""
+    data: Data
+    folder: str
 
     @classmethod
-    def of(cls, experiment: Experiment) -> Sources:
-        """Return the stores and decoders of an experiment."""
-        return cls(
-            stimuli=outputs.subject_store(experiment).folder,
-            features=outputs.features(experiment).folder,
-            decoders={
-                target: outputs.decoder(experiment, target).folder
-                for target, _ in outputs.targets(experiment)
-            },
-        )
+    def each(cls, experiment: Experiment) -> list[Decoded]:
+        """Return all targets of an experiment."""
+        return [
+            cls(Data.of(experiment, target, decode), outputs.decoder(experiment, target).folder)
+            for target, decode in outputs.targets(experiment)
+        ]
 
 
-def drawn_data(experiment: Experiment, *, sources: Sources) -> Drawn:
+def drawn_data(decoded: Sequence[Decoded], *, images: int) -> Drawn:
     """Return the validation images that candidates draw and what is decoded of them.
 
     Ridge is fitted again without them, for ``train`` fits it to all training trials; networks and
     priors, which only stopped early by them, are those that ``train`` made.
     """
-    assert experiment.tuning is not None
-    opened = store.open_store(sources.stimuli, splits="training")
+    opened = decoded[0].data.opened
     held_out = opened.trials["split"] != "train"
     ids = sorted(set(opened.trials["image_id"][held_out]))
     if len(ids) < 2:
@@ -133,18 +126,19 @@ def drawn_data(experiment: Experiment, *, sources: Sources) -> Drawn:
             "a search over drawing needs two or more validation images; give the split a "
             "validation share above 0"
         )
-    count = min(experiment.tuning.images, len(ids))
+    count = min(images, len(ids))
     chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, count).astype(int)]
     validation = replace(opened, trials=opened.trials[opened.trials["image_id"].isin(chosen)])
     fitted_on = replace(opened, trials=opened.trials[~held_out])
-    values, estimates, priors = {}, {}, {}
-    for target, decode in outputs.targets(experiment):
-        data = Data(experiment, target, decode, fitted_on, sources.features)
-        folder = sources.decoders[target]
-        values[target], estimates[target] = _predicted(data, validation=validation, folder=folder)
-        if decode.prior is not None:
-            priors[target] = f"{folder}/{PRIOR}"
     training_ids = sorted(set(fitted_on.trials["image_id"]))
+    values, estimates, priors = {}, {}, {}
+    for one in decoded:
+        data = replace(one.data, opened=fitted_on)
+        values[data.target], estimates[data.target] = _predicted(
+            data, validation=validation, folder=one.folder, training_ids=training_ids
+        )
+        if data.decode.prior is not None:
+            priors[data.target] = f"{one.folder}/{PRIOR}"
     return Drawn(
         image_ids=tuple(chosen),
         seen=opened.pixels(chosen),
@@ -156,36 +150,29 @@ def drawn_data(experiment: Experiment, *, sources: Sources) -> Drawn:
 
 
 def _predicted(
-    data: Data, *, validation: SubjectStore, folder: str
+    data: Data, *, validation: SubjectStore, folder: str, training_ids: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return values and estimates (image, ...) of the validation images, ascending by id."""
-    target, decode, features = data.target, data.decode, data.features
-    if isinstance(decode.decoder, Ridge):
-        decoder = fit_ridge_of(data, section=decode.decoder)
+    if isinstance(data.decode.decoder, Ridge):
+        decoder = fit_ridge_of(data, section=data.decode.decoder)
     else:
         with places.reading(f"{folder}/{DECODER}") as saved:
             decoder = load_decoder(saved)
     predicted = decoder.predict(
-        validation.betas(voxels=validation.mask(decode.rois)),
+        validation.betas(voxels=validation.mask(data.decode.rois)),
         session=validation.trials["session"].to_numpy(),
         image_id=image_rows(validation),
     )
-    ids = validation.images.index[predicted.image_id]
-    order = np.argsort(ids.to_numpy())
-    shape = store.row_shape(features, target)
-    tokens = data.experiment.features.tokens
-    if target == "prompt_embeds" and tokens is not None:
-        shape = (tokens, *shape[1:])
+    order = np.argsort(validation.images.index[predicted.image_id].to_numpy())
+    shape = store.row_shape(data.features, data.target)
 
-    def ordered(rows: np.ndarray) -> np.ndarray:
-        rows = rows[order].reshape(len(order), *shape)
-        if target == "prompt_embeds" and tokens is not None:
-            shown = sorted(set(data.opened.trials["image_id"]))
-            mean = store.read_rows(features, target, image_ids=shown).mean(axis=0)
-            return diffusion.complete_prompt(rows, mean=mean)
+    def whole(rows: np.ndarray) -> np.ndarray:
+        rows = rows[order].reshape(len(order), -1, *shape[1:])
+        if data.target == "prompt_embeds":
+            return whole_prompts(rows, features=data.features, training_ids=training_ids)
         return rows
 
-    return ordered(predicted.values), ordered(predicted.estimates)
+    return whole(predicted.values), whole(predicted.estimates)
 
 
 def draw_candidate(
@@ -221,29 +208,27 @@ def draw_candidate(
 
 
 def _draw(tried: Experiment, drawn: Drawn, *, seed: int) -> np.ndarray:
-    generator = _generator(tried.generator)
-    settings: Reconstruct = tried.reconstruct
-    needed = {TARGET_OF[letter] for letter in letters(settings.mode)}
-    values = {target: drawn.values[target] for target in needed}
+    settings = tried.reconstruct
     decodes = dict(outputs.targets(tried))
-    for target in needed & drawn.priors.keys():
-        values[target] = _through_prior(drawn, target, decodes[target], seed=seed)
+    values = {
+        target: _through_prior(drawn, target, decodes[target], seed=seed)
+        if target in drawn.priors
+        else drawn.values[target]
+        for target in (TARGET_OF[letter] for letter in letters(settings.mode))
+    }
+    worker = _worker(tried.generator, seed=seed, threads=max(1, int(tried.resources.tune.cpus)))
+    # As many rows at once as a unit of the system has.
     size = settings.images_per_unit * settings.samples
     parts = []
-    for start in range(0, len(drawn.image_ids), size):
-        rows = slice(start, start + size)
-        parts.append(
-            diffusion.draw(
-                generator,
-                latents=values["latents"][rows] if "latents" in values else None,
-                prompt_embeds=values["prompt_embeds"][rows] if "prompt_embeds" in values else None,
-                image_embeds=values["image_embeds"][rows] if "image_embeds" in values else None,
-                image_ids=drawn.image_ids[rows],
-                samples=[0] * len(drawn.image_ids[rows]),
-                seed=seed,
-                settings=settings,
-            )
+    for block in store.blocks(len(drawn.image_ids), size=size):
+        rows = slice(block.start, block.stop)
+        unit = diffusion.DrawingUnit(
+            image_ids=drawn.image_ids[rows],
+            samples=(0,),
+            **dict.fromkeys(TARGET_OF.values()) | {name: v[rows] for name, v in values.items()},
+            settings=settings,
         )
+        parts.append(worker(unit).images[:, 0])
     return np.concatenate(parts)
 
 
@@ -264,8 +249,10 @@ def _through_prior(drawn: Drawn, target: str, decode: Decode, *, seed: int) -> n
 
 # A worker process tries many candidates; loading takes longer than drawing a few images.
 @functools.lru_cache(maxsize=1)
-def _generator(settings: Generator) -> diffusion.StableDiffusion:
-    return diffusion.load_generator(settings)
+def _worker(settings: Generator, *, seed: int, threads: int) -> diffusion.DrawingWorker:
+    return diffusion.DrawingWorker(
+        generator=settings, reconstruct=Reconstruct(), seed=seed, threads=threads
+    )
 
 
 def _protocol(experiment: Experiment) -> Any:
