@@ -10,7 +10,7 @@ from torch import nn
 from raybrain.config import InputError, Training
 from raybrain.decoders.published import Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
-from raybrain.training import Batch, Contrast, fit, resident, streamed
+from raybrain.training import Batch, Contrast, fit, precision, resident, streamed
 from raybrain.training.losses import row_loss, soft_clip
 from raybrain.training.workers import Workers
 
@@ -257,10 +257,15 @@ def test_learning_rates_follow_their_schedules():
     assert set(np.round(np.log2(0.02 / np.array(rates)), 6)) <= set(range(30))
 
 
-def test_bfloat16_stays_close_to_float32():
+@pytest.mark.parametrize("known", [True, False])
+def test_bfloat16_stays_close_to_float32_and_is_float32_where_the_cpu_knows_none(
+    known, monkeypatch
+):
+    monkeypatch.setattr(precision, "_cpu_knows_bfloat16", lambda: known)
     _, exact = run()
     _, rough = run(settings=SETTINGS.model_copy(update={"precision": "bfloat16"}))
     assert rough[-1].validation_loss == pytest.approx(exact[-1].validation_loss, rel=0.05)
+    assert (rough[-1].validation_loss == exact[-1].validation_loss) is not known
 
 
 def test_fewer_rows_than_the_batch_are_one_batch():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrain.pretraining.settings import Optimisation
+from raybrain.training.precision import autocast
 
 State = dict[str, Any]
 
@@ -82,7 +83,6 @@ def optimise(
         optimizer.load_state_dict(state["optimizer"])
     wrapped = parallel(objective) if parallel else objective
     wrapped.train()
-    reduced = settings.precision == "bfloat16"
     totals: dict[str, float] = defaultdict(float)
     count = 0
 
@@ -100,7 +100,7 @@ def optimise(
         rate = learning_rate(step, settings=settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        with autocast(device, settings.precision):
             losses = wrapped(*batch)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()

@@ -25,6 +25,7 @@ from raybrain.decoders.row_noise import NoisyModule, RowNoise
 from raybrain.training.feeds import Batch, Feed
 from raybrain.training.losses import Contrast, gather, row_loss, soft_clip
 from raybrain.training.mixing import Mixture, bimixco, draw_mixture, mixed
+from raybrain.training.precision import autocast
 from raybrain.training.progress import Progress, advance, learning_rate
 from raybrain.training.workers import Sum, Workers, distributed_sum
 
@@ -316,7 +317,7 @@ def _step(
     """Change the weights; return this worker's part of the loss before."""
     settings, workers = setup.settings, setup.workers
     setup.optimiser.zero_grad(set_to_none=True)
-    with torch.autocast(setup.device.type, torch.bfloat16, settings.precision == "bfloat16"):
+    with autocast(setup.device, settings.precision):
         output = setup.model(batch.inputs)
     heads = output if isinstance(output, Heads) else None
     predicted = heads.prediction if heads else output
@@ -364,10 +365,7 @@ def _validate(setup: _Setup, *, feed: Feed) -> float:
     setup.model.eval()
     total = torch.zeros((), dtype=torch.float64, device=setup.device)
     own = setup.workers.part(torch.arange(feed.rows))
-    precision = torch.autocast(
-        setup.device.type, torch.bfloat16, setup.settings.precision == "bfloat16"
-    )
-    with torch.no_grad(), precision:
+    with torch.no_grad(), autocast(setup.device, setup.settings.precision):
         for start in range(own.start, own.stop, VALIDATION_ROWS):
             rows = torch.arange(start, min(start + VALIDATION_ROWS, own.stop))
             batch = _to(feed.read(rows), setup.device)
