@@ -20,11 +20,11 @@ from raybrain.pretraining.autoencoder import (
     new_autoencoder,
     standardise_latents,
 )
+from raybrain.pretraining.degradation import fit_latent_prior
 from raybrain.pretraining.denoiser import (
     Pictured,
     VelocityLoss,
     alphas_cumprod,
-    degrade,
     new_denoiser,
     new_scheduler,
 )
@@ -101,31 +101,110 @@ def test_velocity_loss_vanishes_for_the_right_velocity_and_only_for_it():
     loss = VelocityLoss(unet, settings=settings)
     latents, captions = torch.zeros(16, 4, 8, 8), torch.zeros(16, 3, 8)
     torch.manual_seed(0)
-    assert loss(latents, captions)["loss"].item() == pytest.approx(0, abs=1e-6)
+    none = torch.zeros(0, 3, 32, 32)
+    assert loss(latents, captions, none)["loss"].item() == pytest.approx(0, abs=1e-6)
     unet.scale.data += 0.5
-    assert loss(latents, captions)["loss"].item() > 0.02
+    assert loss(latents, captions, none)["loss"].item() > 0.02
 
 
-def test_from_degraded_latents_the_right_velocity_leads_to_the_sharp_ones():
-    settings = Denoiser(noise_steps=100, degraded=1.0)
+def test_latents_are_degraded_to_the_posterior_mean_behind_white_noise():
+    torch.manual_seed(0)
+    mixing = torch.randn(16, 16, dtype=torch.float64) * torch.logspace(0, -1.5, 16).double()
+    latents = (torch.randn(4000, 16, dtype=torch.float64) @ mixing.T + 1).float()
+    latents = latents.reshape(-1, 4, 2, 2)
+    prior = fit_latent_prior(latents, weight=torch.ones(4000))
+    covariance = np.cov(latents.flatten(1).numpy().T, bias=True)
+    rebuilt = (prior.axes * prior.variance) @ prior.axes.T
+    np.testing.assert_allclose(rebuilt, covariance, atol=1e-4)
+
+    noise = torch.full((4000,), 0.5)
+    none = torch.zeros(4000, dtype=torch.bool)
+    found = prior.degrade(latents, noise=noise, rescaled=none).flatten(1)
+    # Bayes: a posterior mean covaries with itself as it does with the truth.
+    gain = covariance @ np.linalg.inv(covariance + 0.5 * np.trace(covariance) / 16 * np.eye(16))
+    true, away = (x.flatten(1) - prior.mean for x in (latents, found))
+    np.testing.assert_allclose(away.T @ true / 4000, gain @ covariance, atol=0.1)
+    np.testing.assert_allclose(away.T @ away / 4000, gain @ covariance, atol=0.1)
+    assert (gain @ covariance).max() > 2
+
+    stretched = prior.degrade(latents, noise=noise, rescaled=~none).flatten(1)
+    np.testing.assert_allclose(stretched.var(0), latents.flatten(1).var(0), rtol=0.1)
+
+
+@pytest.mark.parametrize("started", [0.4, 0.6, 0.9])
+def test_drawing_from_degraded_latents_passes_the_states_that_training_shows(started):
+    from diffusers import DDIMScheduler
+
+    settings = Denoiser(noise_steps=1000, degraded=1.0, degraded_rescaled=0.0)
+    scheduler = new_scheduler(settings)
+    generator = torch.Generator().manual_seed(0)
+    sharp, blurred, noise = torch.randn(3, 2, 4, 8, 8, generator=generator)
+    kept = scheduler.alphas_cumprod.float()
+
+    solver = DDIMScheduler.from_config(scheduler.config)
+    solver.set_timesteps(40)
+    steps = [int(step) for step in solver.timesteps if step <= 1000 * started]
+    share = (kept[steps[0]] / (1 - kept[steps[0]])).sqrt()
+    state = kept[steps[0]].sqrt() * blurred + (1 - kept[steps[0]]).sqrt() * noise
+    for step in steps:
+        a = kept[step]
+        # What training shows at this step, and the velocity it asks for.
+        shown = noise + share * (blurred - sharp)
+        torch.testing.assert_close(
+            state, a.sqrt() * sharp + (1 - a).sqrt() * shown, atol=2e-4, rtol=1e-3
+        )
+        velocity = a.sqrt() * shown - (1 - a).sqrt() * sharp
+        following = solver.step(velocity, step, state)
+        torch.testing.assert_close(following.pred_original_sample, sharp, atol=1e-3, rtol=1e-3)
+        state = following.prev_sample
+
+
+def test_a_degraded_start_is_shown_with_what_it_lacks_as_noise():
+    settings = Denoiser(noise_steps=100, degraded=1.0, degraded_noise=(2.0, 2.1))
+    generator = torch.Generator().manual_seed(0)
+    sharp = torch.randn(64, 4, 8, 8, generator=generator)
+    prior = fit_latent_prior(torch.randn(400, 4, 8, 8, generator=generator), weight=torch.ones(400))
     kept = new_scheduler(settings).alphas_cumprod.clamp(0, 1).float()
-    sharp = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    shown = []
 
     class Sharpens(nn.Module):
         """A U-Net that knows the sharp latents: v = (sqrt(a) x - z) / sqrt(1 - a)."""
 
         def forward(self, noisy, step, encoder_hidden_states, class_labels):
             a = kept[step][:, None, None, None]
+            shown.append(((noisy - a.sqrt() * sharp) / (1 - a).sqrt(), step))
             velocity = (a.sqrt() * noisy - sharp) / (1 - a).sqrt()
             return type("Output", (), {"sample": velocity})()
 
-    loss = VelocityLoss(Sharpens(), settings=settings)
+    loss = VelocityLoss(Sharpens(), settings=settings, prior=prior)
     torch.manual_seed(0)
-    assert loss(sharp, torch.zeros(16, 3, 8))["loss"].item() == pytest.approx(0, abs=1e-8)
-    blurred = degrade(sharp)
-    assert blurred.shape == sharp.shape
-    # Neighbours become alike, and the mean of each picture nearly stays.
-    assert (blurred.diff(dim=-1).square().mean() / sharp.diff(dim=-1).square().mean()) < 0.6
+    seen = torch.zeros(0, 3, 16, 16)
+    assert loss(sharp, torch.zeros(64, 3, 8), seen)["loss"].item() == pytest.approx(0, abs=1e-6)
+    noise, step = shown[0]
+    # More than the step's own noise, on the way down from a start between the two bounds; little
+    # more where that start is nearly all noise.
+    assert noise.square().mean() > 1.5
+    assert step.float().mean() / 100 < 0.5
+    assert step.max() < 95
+
+
+def test_the_look_of_a_prediction_counts_and_leaves_the_autoencoder_alone():
+    torch.manual_seed(0)
+    settings = Denoiser(channels=(16, 32), heads_of=16, perceptual=1.0, noise_steps=50)
+    vae = new_autoencoder(settings=Autoencoder(channels=(16, 16, 32)), size=32)
+    unet = new_denoiser(settings=settings, sample_size=8, latent_channels=4, text_width=8)
+    loss = VelocityLoss(unet, settings=settings, vae=vae)
+    latents, captions = torch.randn(4, 4, 8, 8), torch.zeros(4, 3, 8)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    terms = loss(latents, captions, pixels)
+    weighted = terms["loss"] - terms["perceptual"]
+    assert terms["perceptual"] > 0
+    assert weighted < terms["loss"]
+    terms["perceptual"].backward()
+    assert all(p.grad is None for p in vae.parameters())
+    assert sum(p.grad.abs().sum() for p in unet.parameters() if p.grad is not None) > 0
+    trained = {k for k, p in loss.named_parameters() if p.requires_grad}
+    assert trained == {f"unet.{k}" for k, _ in unet.named_parameters()}
 
 
 def test_the_projection_is_that_of_whitened_principal_components():

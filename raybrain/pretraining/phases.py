@@ -13,6 +13,7 @@ from raybrain.pretraining.autoencoder import (
     fit_autoencoder,
     standardise_latents,
 )
+from raybrain.pretraining.degradation import fit_latent_prior
 from raybrain.pretraining.denoiser import Pictured, VelocityLoss, fit_denoiser
 from raybrain.pretraining.image_encoder import fit_projection
 from raybrain.pretraining.optimise import Progress, use_average
@@ -150,13 +151,19 @@ def _begin_text(
 def _begin_denoiser(
     parts: Parts, pictures: Pictures, settings: Pretraining
 ) -> tuple[nn.Module, Callable[..., Iterator[Progress]]]:
-    objective = VelocityLoss(parts.unet, settings=settings.denoiser)
     counts = torch.tensor([len(captions) for captions in pictures.captions])
     last = counts.cumsum(0)
     embedded = embed_captions(
         ["", *_all_captions(pictures)], tokenizer=parts.tokenizer, encoder=parts.text_encoder
     )
-    latents, embeds = _varied(parts, pictures, settings)
+    latents, pixels, embeds = _varied(parts, pictures, settings)
+    weight = pictures.weight.repeat(min(2, len(latents)))
+    objective = VelocityLoss(
+        parts.unet,
+        settings=settings.denoiser,
+        prior=fit_latent_prior(latents[:2].flatten(0, 1), weight=weight),
+        vae=parts.vae,
+    )
     encoder = parts.image_encoder
     pictured = None
     if encoder is not None and settings.image_encoder is not None and embeds is not None:
@@ -165,6 +172,7 @@ def _begin_denoiser(
     return objective, lambda **how: fit_denoiser(
         objective,
         latents=latents,
+        pixels=pixels,
         captions=embedded[1:],
         owner=torch.stack([last - counts, last], dim=1),
         empty=embedded[0],
@@ -177,8 +185,8 @@ def _begin_denoiser(
 
 def _varied(
     parts: Parts, pictures: Pictures, settings: Pretraining
-) -> tuple[Tensor, Tensor | None]:
-    """Return latents (copy, picture, c, h, w) and image embeddings (copy, picture, components).
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return latents, pixels and image embeddings, each (copy, picture, ...), of varied pictures.
 
     The copies are the picture, its mirror image, then variations. The projection of the image
     encoder is fitted on the first two, unless it came with ``start`` or was fitted before.
@@ -186,7 +194,7 @@ def _varied(
     torch.manual_seed(settings.seed + 3)
     parts.vae.eval()
     pixels = to_unit(pictures.pixels)
-    latents, features = [], []
+    latents, seen, features = [], [], []
     for copy in range(settings.denoiser.copies):
         if copy < 2:
             varied = pixels.flip(-1) if copy == 1 else pixels
@@ -194,17 +202,18 @@ def _varied(
             zoom, hue = settings.denoiser.zoom, settings.denoiser.hue
             varied = vary(pixels, flip=0.5, shift=0.03, zoom=zoom, hue=hue)
         latents.append(encode(parts.vae, varied, batch_size=16))
+        seen.append(((varied + 1) * 127.5).round().byte())
         if parts.image_encoder is not None:
-            seen = [parts.image_encoder.features(chunk) for chunk in varied.split(64)]
-            features.append(torch.cat(seen))
+            found = [parts.image_encoder.features(chunk) for chunk in varied.split(64)]
+            features.append(torch.cat(found))
     if parts.image_encoder is None:
-        return torch.stack(latents), None
+        return torch.stack(latents), torch.stack(seen), None
     projection = parts.image_encoder.projection
     if not projection.fitted:
         own = torch.cat(features[:2])
         weight = pictures.weight.repeat(len(own) // len(pictures))
         fit_projection(parts.image_encoder, features=own, weight=weight)
-    return torch.stack(latents), projection(torch.stack(features))
+    return torch.stack(latents), torch.stack(seen), projection(torch.stack(features))
 
 
 def _all_captions(pictures: Pictures) -> list[str]:

@@ -123,8 +123,17 @@ class Denoiser(Section):
     """Share of samples with an image embedding that have their caption as well."""
     copies: Positive = 6
     """Varied copies of every picture that are encoded once."""
+    perceptual: Weight = 0.0
+    """Weight of the EfficientNet-Lite1 distance of the decoded prediction."""
+    looked_at: Fraction = 0.25
+    """Share of samples whose prediction is decoded for it, which costs as much as they do."""
     degraded: Fraction = 0.0
-    """Share of samples that are noised from blurred latents and have to find the sharp ones."""
+    """Share of samples on the way from latents as a brain gives them to the true ones."""
+    degraded_noise: tuple[Rate, Rate] = (1.0, 60.0)
+    """Variance of the noise the degraded latents are seen through, log-uniform between these
+    multiples of a principal component's mean variance."""
+    degraded_rescaled: Fraction = 0.25
+    """Share of the degraded that are stretched to the variance of undegraded latents."""
     zoom: Weight = 0.06
     """Of the varied copies: standard deviation of the log scale and of the tilt in radians."""
     hue: Fraction = 0.15
