@@ -169,7 +169,13 @@ class Ingest(Section):
     """What ``ingest`` keeps of a dataset."""
 
     image_size: Positive = 256
-    """Stored stimuli are square with this many pixels along one side, never enlarged."""
+    """Stored stimuli are square with this many pixels along one side, or with as many as the
+    largest picture has along its shorter side, if that is less."""
+    square: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture that is not square becomes one: its centre, as NSD was made from COCO; the
+    whole of it on the background; or distorted."""
+    background: Literal["white", "grey", "black"] = "white"
+    """What transparent pixels and padding show; grey is half of white."""
     sessions: Positive | None = None
     """Use only the first so many scan sessions; all that are present when not given."""
 

@@ -14,6 +14,7 @@ chunk that exists is complete and a killed ingest resumes with the missing ones.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +68,7 @@ class SubjectStore:
         for block in blocks(array.shape[0], size=array.chunks[0]):
             here = (rows >= block.start) & (rows < block.stop)
             if here.any():
-                chunk = np.asarray(array[block.start : block.stop])
+                chunk = _rows(array, slice(block.start, block.stop))
                 betas[here] = chunk[rows[here] - block.start][:, voxels]
         betas *= scale
         return betas
@@ -79,7 +80,7 @@ class SubjectStore:
     def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
         """Return (image, y, x, rgb) uint8 stimuli."""
         rows = self.images.loc[list(image_ids), "row"].to_numpy()
-        return np.asarray(_array(self.group, "image/pixels").oindex[rows])
+        return _rows(_array(self.group, "image/pixels"), rows)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -182,8 +183,15 @@ def open_store(path: str, *, splits: Splits) -> SubjectStore:
 
     Selection must not see the test trials: ``train`` and ``tune`` open ``training`` only, and every
     opening of ``test`` is recorded in its run by the pipeline.
+
+    Raises
+    ------
+    InputError
+        If there is no store, or chunks of it are gone.
     """
     group = open_sealed(path)
+    for name in ("betas", "image/pixels"):
+        _check_whole(path, name)
     trials = pd.DataFrame({name: _table(group, f"trial/{name}") for name in TRIAL_COLUMNS})
     test = trials["split"] == "test"
     xyz = _table(group, "voxel/xyz")
@@ -265,10 +273,11 @@ def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -
     """Return the rows of an array made by `create_rows`, in the order of ``image_ids``."""
     group = open_sealed(path)
     array = _array(group, name)
+    _check_whole(path, name)
     if image_ids is None:
-        return np.asarray(array[:])
+        return _rows(array, slice(None))
     known = {image_id: row for row, image_id in enumerate(_table(group, "image_id"))}
-    return np.asarray(array.oindex[np.array([known[image_id] for image_id in image_ids])])
+    return _rows(array, np.array([known[image_id] for image_id in image_ids], dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -283,7 +292,7 @@ class StoredRows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return a slice of rows, all columns."""
         group = open_sealed(self.path)
-        return np.concatenate([_array(group, name)[rows] for name in self.names], axis=1)
+        return np.concatenate([_rows(_array(group, name), rows) for name in self.names], axis=1)
 
 
 def has_rows(path: str, name: str) -> bool:
@@ -317,6 +326,34 @@ def open_foreign(path: str, *, storage: Mapping[str, Any]) -> zarr.Array:
     if not isinstance(found, zarr.Array):
         raise InputError(f"{path} is a Zarr group; give the path of the array within it")
     return found
+
+
+def _check_whole(path: str, name: str) -> None:
+    """Raise `InputError` if chunks of an array are gone: Zarr would read them as zeros."""
+    gone = missing_blocks(path, name)
+    if gone:
+        raise InputError(
+            f"{path} lacks {len(gone)} chunks of {name} (the first holds rows {gone[0].start} to "
+            f"{gone[0].stop - 1}); delete that folder and run again, it is made anew"
+        )
+
+
+def _rows(array: zarr.Array, rows: slice | np.ndarray) -> np.ndarray:
+    """Return rows of an array.
+
+    Raises
+    ------
+    InputError
+        If a chunk is damaged.
+    """
+    try:
+        found = array[rows] if isinstance(rows, slice) else array.oindex[rows]
+    except (ValueError, TypeError, RuntimeError, OSError, zlib.error) as error:
+        raise InputError(
+            f"{array.store_path} has a damaged chunk ({error}); delete the folder it lies in and "
+            f"run again, it is made anew"
+        ) from None
+    return np.asarray(found)
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:

@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,9 @@ def _fill(path: str, recording: Recording) -> None:
     stored = np.concatenate([recording.read_session(s) for s in (1, 2, 3)])
     for block in store.missing_blocks(path, "betas"):
         store.write_block(path, "betas", stored[block.start : block.stop], block=block)
+    for block in store.missing_blocks(path, "image/pixels"):
+        images = recording.read_images(["?"] * (block.stop - block.start))
+        store.write_block(path, "image/pixels", np.stack(images), block=block)
 
 
 def test_betas_come_back_scaled_and_only_those_of_the_opened_splits(tmp_path, recording):
@@ -123,3 +127,46 @@ def test_rows_are_sharded_and_read_by_image(tmp_path):
 def test_a_missing_store_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="there is no store at"):
         store.open_store(str(tmp_path / "none.zarr"), splits="training")
+
+
+@pytest.fixture
+def written(tmp_path, recording) -> str:
+    path = str(tmp_path / "s.zarr")
+    store.create_store(path, recording, side=4)
+    _fill(path, recording)
+    return path
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("betas", "1/0"), ("image/pixels", "0/0/0/0")])
+def test_a_chunk_that_is_gone_is_not_read_as_zeros(written, name, chunk):
+    assert len(store.open_store(written, splits="training").trials) == 5
+    (Path(written) / name / "c" / chunk).unlink()
+    with pytest.raises(InputError, match=rf"s\.zarr lacks 1 chunks of {name}.*delete that folder"):
+        store.open_store(written, splits="training")
+
+
+def test_a_chunk_cut_short_is_one_sentence(written):
+    chunk = Path(written) / "betas/c/1/0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    opened = store.open_store(written, splits="training")
+    with pytest.raises(InputError, match=r"s\.zarr.* has a damaged chunk .*; delete the folder"):
+        opened.betas(voxels=np.ones(5, bool))
+
+
+def test_rows_that_are_gone_or_damaged_are_one_sentence(tmp_path):
+    path = str(tmp_path / "rows.zarr")
+    ids = [f"i{k}" for k in range(6)]
+    store.create_rows(
+        path, {"latents": ((3,), "float32")}, image_ids=ids, rows_per_block=2, attributes={}
+    )
+    for block in store.missing_blocks(path, "latents"):
+        store.write_block(path, "latents", np.ones((2, 3), np.float32), block=block)
+    assert store.read_rows(path, "latents", image_ids=["i5", "i0"]).sum() == 6
+    chunk = tmp_path / "rows.zarr/latents/c/2/0"
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:5])
+    with pytest.raises(InputError, match="has a damaged chunk"):
+        store.read_rows(path, "latents")
+    chunk.unlink()
+    with pytest.raises(InputError, match=r"lacks 1 chunks of latents .*rows 4 to 5"):
+        store.read_rows(path, "latents", image_ids=["i0"])

@@ -54,6 +54,9 @@ class Recording:
     """Session -> (trial, voxel) of ``dtype``, rows as in ``trials``. Light to pickle."""
     read_images: Callable[[Sequence[str]], list[np.ndarray]]
     """image_ids -> uint8 (y, x, rgb) each. Light to pickle."""
+    read_sides: Callable[[Sequence[str]], list[int]] | None = None
+    """image_ids -> pixels along the shorter side each, from the heads of the files; None where all
+    pictures are of one size. Light to pickle."""
     scale: float = 1.0
     """betas in percent signal change (or the dataset's own unit) = stored value * scale."""
     dtype: str = "float32"

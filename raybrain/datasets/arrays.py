@@ -3,7 +3,7 @@
 The folder (``root/SUBJECT`` or ``root``) holds
 
 - ``betas.npy``, ``betas.h5`` or ``betas.zarr``: (trial, voxel), or as GLMsingle has it
-  (voxel, trial) or (x, y, z, trial);
+  (voxel, trial), (x, y, z, trial) or, written by MATLAB, (trial, z, y, x);
 - ``trials.csv``: ``image_id`` and, as far as known, session, run, split, group;
 - ``images/``: a picture per image_id, at any depth;
 - ``voxels.csv``, not always needed: columns of 0 and 1 (ROIs), noise_ceiling, x, y, z;
@@ -13,6 +13,7 @@ The folder (``root/SUBJECT`` or ``root``) holds
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,15 +28,15 @@ from raybrain.datasets import Recording
 from raybrain.datasets.arrays_tables import (
     EVERY_VOXEL,
     choose_voxels,
-    is_trials_first,
     read_trials,
     split_trials,
 )
+from raybrain.datasets.axes import Axes, read_trials_of
 from raybrain.datasets.contents import picture_folder, zarr_folder
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.pictures import find_pictures, read_pictures, stem_of
+from raybrain.datasets.pictures import find_pictures, read_pictures, read_sides, stem_of
+from raybrain.datasets.tables import composed, read_table
 from raybrain.datasets.things_betas import check_finite
-from raybrain.datasets.things_tables import read_table
 from raybrain.seal import digest_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from raybrain.config import Ingest
 
 BETAS = ("betas.npy", "betas.h5", "betas.hdf5", "betas.zarr")
+_DAMAGED = (OSError, RuntimeError, ValueError, TypeError, zlib.error)
+"""What numpy, HDF5 and Zarr raise on damaged content."""
 KEYS = ("betas", "betasmd")
 """Datasets of an HDF5 file that are looked for; GLMsingle writes betasmd."""
 
@@ -54,6 +57,8 @@ class Layout(Section):
     """Dataset within an HDF5 file."""
     scale: float = 1.0
     """Percent signal change = stored value * scale."""
+    axes: Axes | None = None
+    """Of the betas; found from the trials and the voxels' positions when not given."""
 
 
 def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
@@ -65,17 +70,28 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         If a file is missing or does not fit another; the message names the file and the remedy.
     """
     layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
-    place = Root(root, get=entry.get, storage=entry.storage)
+    place = Root(root, get=entry.get, storage=entry.storage, again="write it again")
     folder = _folder(place, subject=subject)
     table = read_trials(place, f"{folder}trials.csv")
     betas = _find_betas(place, folder=folder)
     with open_array(place, betas, key=layout.key) as array:
         shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+        attributes = dict(getattr(array, "attrs", {}))
+    if dtype.kind not in "iuf":
+        raise InputError(f"{place.at(betas)} holds {dtype}, not real numbers; write it again")
     chosen = choose_voxels(
-        entry, place=place, folder=folder, shape=shape, trials=len(table), betas=betas
+        entry,
+        place=place,
+        folder=folder,
+        shape=shape,
+        trials=len(table),
+        betas=betas,
+        axes=layout.axes,
+        attributes=attributes,
     )
-    kept = table if settings.sessions is None else table[table["session"] <= settings.sessions]
-    kept = kept.reset_index(drop=True)
+    # The first sessions in their order, whatever they are called: 101 and 102 are two.
+    sessions = sorted(set(table["session"]))[: settings.sessions]
+    kept = table[table["session"].isin(sessions)].reset_index(drop=True)
     trials = split_trials(entry, table=kept, name=place.at(f"{folder}trials.csv"))
     names = sorted(set(trials["image_id"]))
     pictures = find_pictures(
@@ -113,10 +129,13 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             },
             voxels=chosen.voxels.index,
             shape=shape,
-            trials_first=is_trials_first(shape, trials=len(table)),
+            axes=chosen.axes,
             dtype=stored.name,
         ),
-        read_images=partial(read_pictures, root=place, files=pictures),
+        read_images=partial(
+            read_pictures, root=place, files=pictures, background=settings.background
+        ),
+        read_sides=partial(read_sides, root=place, files=pictures),
         scale=layout.scale,
         dtype=stored.name,
         sources={
@@ -137,7 +156,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return what the folder must hold, present or not."""
-    place = Root(root, get=entry.get, storage=entry.storage)
+    place = Root(root, get=entry.get, storage=entry.storage, again="write it again")
     folder = _folder(place, subject=subject)
     betas = f"{folder}{BETAS[0]}"
     with contextlib.suppress(InputError):  # the plan tells what is missing
@@ -215,10 +234,14 @@ def _captions(
         groups = dict(zip(table["image_id"], table["group"], strict=True))
         note = f"{place.at(path)} is absent: captions are the groups of trials.csv, or empty"
         return {name: (groups[name],) for name in names}, [note], []
-    found = read_table(place, path, columns=("image_id", "caption"))
+    columns = ("image_id", "caption")
+    found = read_table(place, path, columns=columns, text=columns)
     texts: dict[str, tuple[str, ...]] = {}
-    for image_id, text in zip(found["image_id"].astype(str), found["caption"], strict=True):
-        texts[stem_of(image_id)] = (*texts.get(stem_of(image_id), ()), str(text))
+    known = set(names)
+    for written, text in zip(found["image_id"].map(composed), found["caption"], strict=True):
+        name = written if written in known else stem_of(written)
+        if text.strip():
+            texts[name] = (*texts.get(name, ()), text.strip())
     bare = [name for name in names if name not in texts]
     if bare:
         raise InputError(f"{place.at(path)} has no caption of image {bare[0]}; add a row for it")
@@ -234,7 +257,7 @@ def _read_session(
     rows: Mapping[int, np.ndarray],
     voxels: np.ndarray,
     shape: tuple[int, ...],
-    trials_first: bool,
+    axes: Axes,
     dtype: str,
 ) -> np.ndarray:
     """Return (trial, voxel) of one session; only the span of its trials is read."""
@@ -243,14 +266,35 @@ def _read_session(
     with open_array(root, path, key=key) as array:
         if tuple(array.shape) != tuple(shape):
             raise InputError(f"{root.at(path)} has changed while it was read; start again")
-        if trials_first:
-            betas = np.asarray(array[first:last])[wanted - first][:, voxels]
-        else:
-            block = np.asarray(array[..., first:last]).reshape(-1, last - first)
-            betas = block[voxels][:, wanted - first].T
-    betas = np.ascontiguousarray(betas, dtype=dtype)
-    check_finite(betas, name=f"session {session} of {root.at(path)}")
+        try:
+            block = read_trials_of(array, axes, first=first, last=last)[:, voxels]
+        except _DAMAGED as error:
+            raise InputError(f"{root.at(path)} cannot be read ({error}); {root.again}") from None
+        if path.endswith(".zarr"):
+            _check_chunks(array, block, axes=axes, first=first, name=root.at(path))
+    betas = np.ascontiguousarray(block[wanted - first], dtype=dtype)
+    check_finite(betas, name=f"session {session} of {root.at(path)}", again=root.again)
     return betas
+
+
+def _check_chunks(array: Any, block: np.ndarray, *, axes: Axes, first: int, name: str) -> None:
+    """Raise `InputError` if voxels are empty over a whole chunk of trials and chunks are missing.
+
+    Zarr reads a chunk that is not there as its fill value. Chunks outside the brain may be left out
+    on purpose, so it matters only where an ROI lies.
+    """
+    absent = array.nchunks - array.nchunks_initialized
+    if not absent:
+        return
+    size = array.chunks[axes.split().index("trial")]
+    empty = array.fill_value
+    for start in range(first - first % size, first + len(block), size):
+        rows = block[max(start - first, 0) : start + size - first]
+        if (rows == empty).all(axis=0).any():
+            raise InputError(
+                f"{name} lacks {absent} of {array.nchunks} chunks, and trials {start} to "
+                f"{start + size - 1} of the ROIs are among what they hold; copy it again"
+            )
 
 
 def _fingerprint(place: Root, path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,19 @@ import pandas as pd
 
 from raybrain.config import InputError
 from raybrain.datasets import Voxels
+from raybrain.datasets.axes import Axes, find_axes, grid_of
 from raybrain.datasets.files import Root
 from raybrain.datasets.pictures import stem_of
 from raybrain.datasets.roi_labels import resolve
 from raybrain.datasets.splits import assign, held_out
-from raybrain.datasets.things_tables import pick_columns, plain_name, read_table
+from raybrain.datasets.tables import (
+    check_ceiling,
+    composed,
+    numbers,
+    read_table,
+    whole_numbers,
+)
+from raybrain.datasets.things_tables import pick_columns, plain_name
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry, Roi
@@ -32,6 +41,8 @@ class Chosen:
     """The voxels of the ROIs."""
 
     voxels: Voxels
+    axes: Axes
+    """Of the array of betas."""
     rois: dict[str, np.ndarray]
     files: tuple[str, ...]
     """What was read, relative to the root."""
@@ -39,24 +50,26 @@ class Chosen:
 
 def read_trials(place: Root, path: str) -> pd.DataFrame:
     """Return the trials in order of session, with the row of each in the array of betas."""
-    table = read_table(place, path, columns=("image_id",))
+    table = read_table(place, path, columns=("image_id",), text=("image_id", "group", "split"))
     name = place.at(path)
-    if table["image_id"].isna().any():
+    if not len(table):
+        raise InputError(f"{name} lists no trial; write a row per trial, in the order of the betas")
+    table["image_id"] = _image_ids(table["image_id"].str.strip().map(composed))
+    if not table["image_id"].all():
         raise InputError(f"{name} has trials without image_id; give each the name of its picture")
-    table["image_id"] = table["image_id"].astype(str).map(stem_of)
     table["row"] = np.arange(len(table))
     for column, default in (("session", 1), ("run", 0)):
-        values = table.get(column, pd.Series(default, index=table.index))
-        if not pd.api.types.is_integer_dtype(values):
-            raise InputError(f"{name} must give every trial a whole number in column {column}")
-        table[column] = values
-    table["group"] = table.get("group", pd.Series("", index=table.index)).fillna("").astype(str)
+        given = column in table.columns
+        table[column] = whole_numbers(table, column, name=name) if given else default
+    table["group"] = table["group"] if "group" in table.columns else ""
     return table.sort_values("session", kind="stable", ignore_index=True)
 
 
-def is_trials_first(shape: tuple[int, ...], *, trials: int) -> bool:
-    """Return whether betas are (trial, voxel); so they are where both axes could be the trials."""
-    return len(shape) == 2 and shape[0] == trials
+def _image_ids(written: pd.Series) -> pd.Series:
+    """Return names without the picture's ending, unless two would become one: cat.png, cat.jpg."""
+    names = pd.Series({name: stem_of(name) for name in written.unique()}, dtype=object)
+    shared = names.duplicated(keep=False)
+    return written.map(names.where(~shared, names.index.to_series()))
 
 
 def choose_voxels(
@@ -67,24 +80,27 @@ def choose_voxels(
     shape: tuple[int, ...],
     trials: int,
     betas: str,
+    axes: Axes | None,
+    attributes: Mapping[str, object],
 ) -> Chosen:
     """Return the voxels of the ROIs; their index is their place in the array, trials aside."""
-    name = place.at(betas)
-    if trials not in (shape[0], shape[-1]) or len(shape) not in (2, 4):
-        raise InputError(
-            f"{name} has shape {shape}, but trials.csv lists {trials} trials; one axis must be the "
-            f"trials: (trial, voxel), (voxel, trial) or (x, y, z, trial)"
-        )
-    first = is_trials_first(shape, trials=trials)
-    grid = shape[1:] if first else shape[:-1]
     path = f"{folder}voxels.csv"
     files = [path] if place.exists(path) else []
-    if files:
-        table = read_table(place, path)
-        table.columns = [plain_name(column) for column in table.columns]
-    else:
+    table = read_table(place, path) if files else pd.DataFrame()
+    table.columns = [plain_name(column) for column in table.columns]
+    positions = _positions(table, name=place.at(path))
+    found = find_axes(
+        shape,
+        trials=trials,
+        positions=positions,
+        attributes=attributes,
+        wanted=axes,
+        name=place.at(betas),
+    )
+    grid = grid_of(shape, found)
+    if not files:
         table = pd.DataFrame(index=np.arange(int(np.prod(grid))))
-    flat = _places(table, grid=grid, name=place.at(path))
+    flat = _places(table, positions=positions, grid=grid, name=place.at(path))
 
     def leaf(roi_name: str, roi: Roi) -> np.ndarray:
         if roi.columns == (EVERY_VOXEL,):
@@ -104,14 +120,14 @@ def choose_voxels(
     rows = order[inside]
     if not len(rows):
         raise InputError(f"no row of {place.at(path)} lies in an ROI; choose other columns")
-    ceiling = table.get("noise_ceiling", pd.Series(np.nan, index=table.index)).to_numpy(dtype=float)
-    if (ceiling[rows] > 1.0).any() or (ceiling[rows] < 0.0).any():
-        raise InputError(
-            f"{place.at(path)} has noise ceilings outside 0..1; write the explainable variance of "
-            f"a single trial as a fraction (percent / 100)"
-        )
-    if {"x", "y", "z"} <= set(table.columns):
-        xyz = table[["x", "y", "z"]].to_numpy()[rows]
+    ceiling = np.full(len(table), np.nan)
+    if "noise_ceiling" in table.columns:
+        ceiling = numbers(table, "noise_ceiling", name=place.at(path))
+        check_ceiling(ceiling[rows], name=place.at(path))
+    if positions is not None:
+        xyz = positions[rows]
+    elif len(grid) == 3:
+        xyz = np.stack(np.unravel_index(flat[rows], grid), axis=1)
     else:
         xyz = np.stack([flat[rows], np.zeros_like(rows), np.zeros_like(rows)], axis=1)
     kept = Voxels(
@@ -120,17 +136,36 @@ def choose_voxels(
         noise_ceiling=ceiling[rows].astype(np.float32),
     )
     return Chosen(
-        voxels=kept, rois={roi: mask[inside] for roi, mask in masks.items()}, files=tuple(files)
+        voxels=kept,
+        axes=found,
+        rois={roi: mask[inside] for roi, mask in masks.items()},
+        files=tuple(files),
     )
 
 
-def _places(table: pd.DataFrame, *, grid: tuple[int, ...], name: str) -> np.ndarray:
+def _positions(table: pd.DataFrame, *, name: str) -> np.ndarray | None:
+    """Return x, y and z of every row of voxels.csv as (voxel, 3), None if it has none."""
+    columns = [column for column in ("x", "y", "z") if column in table.columns]
+    if not columns:
+        return None
+    if len(columns) < 3:
+        raise InputError(f"{name} has {columns[0]} but not all of x, y and z; add the others")
+    xyz = np.stack([whole_numbers(table, column, name=name) for column in columns], axis=1)
+    if (xyz < 0).any():
+        raise InputError(
+            f"{name} has negative positions; they count voxels from 0 and are no millimetres"
+        )
+    return xyz
+
+
+def _places(
+    table: pd.DataFrame, *, positions: np.ndarray | None, grid: tuple[int, ...], name: str
+) -> np.ndarray:
     """Return the flat place of every row of voxels.csv in the voxel axes of the betas."""
-    if len(grid) == 3 and {"x", "y", "z"} <= set(table.columns):
-        xyz = table[["x", "y", "z"]].to_numpy(dtype=int)
-        if (xyz < 0).any() or (xyz >= grid).any():
+    if len(grid) == 3 and positions is not None:
+        if (positions >= grid).any():
             raise InputError(f"{name} has positions outside the volume {grid}; count from 0")
-        flat = np.ravel_multi_index(tuple(xyz.T), grid)
+        flat = np.ravel_multi_index(tuple(positions.T), grid)
     else:
         flat = np.arange(len(table))
         if len(table) != int(np.prod(grid)):
@@ -189,10 +224,10 @@ def _given_split(
             f"{name} has no column split; add train or test for every trial, or set "
             f"'split: {{test: hashed}}' in the catalog entry"
         )
-    unknown = set(table["split"].astype(str)) - set(SPLITS)
+    unknown = set(table["split"].str.strip()) - set(SPLITS)
     if unknown:
         raise InputError(f"{name} has split '{min(unknown)}'; write {', '.join(SPLITS)}")
-    given = table["split"].to_numpy(dtype=object)
+    given = table["split"].str.strip().to_numpy(dtype=object)
     if (given == "validation").any():
         validation = 0.0
     split = assign(is_test=given == "test", group=group, validation=validation)

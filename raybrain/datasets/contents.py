@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.pictures import ENDINGS, stem_of
+from raybrain.datasets.pictures import ENDINGS, names_of
+from raybrain.datasets.tables import composed
 from raybrain.seal import digest_of
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ def picture_folder(
     shown : collection of str, optional
         Names of the pictures that are read; all when the table that tells is not there.
     """
-    names = None if shown is None else {*shown, *map(stem_of, shown)}
+    names = None if shown is None else set(map(composed, shown))
     return _folder(
         place,
         folder,
         keep=lambda path: (
             path.suffix.lower() in ENDINGS
             and not any(part.startswith(".") for part in path.parts)
-            and (names is None or not names.isdisjoint(_names_of(path)))
+            and (names is None or not names.isdisjoint(names_of(path)))
         ),
     )
 
@@ -112,12 +113,6 @@ def _folder(place: Root, folder: str, *, keep: Callable[[PurePosixPath], bool]) 
     return RequiredFile(
         path=folder, bytes=sum(sizes.values()) or None, present=bool(sizes), parts=tuple(sizes)
     )
-
-
-def _names_of(path: PurePosixPath) -> set[str]:
-    """Return what a table may call a picture: with its folders or without, and its ending."""
-    whole = str(path)
-    return {whole, whole.removesuffix(path.suffix), path.name, stem_of(path.name)}
 
 
 def _described(files: Sequence[RequiredFile], *, root: Root) -> list[Mapping[str, Any]]:

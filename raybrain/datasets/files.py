@@ -41,6 +41,8 @@ class Root:
     """How to obtain what is missing; ends the sentence of the error."""
     storage: Mapping[str, Any] = field(default_factory=dict)
     """Options of the fsspec file system, for URLs only."""
+    again: str = "download it again"
+    """What to do about a damaged file; ends the sentence of the error."""
 
     @property
     def is_local(self) -> bool:

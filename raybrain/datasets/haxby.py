@@ -27,7 +27,7 @@ from raybrain.datasets.haxby_blocks import (
     read_labels,
 )
 from raybrain.datasets.pictures import category_pictures, picture_files
-from raybrain.datasets.roi_labels import resolve
+from raybrain.datasets.roi_labels import resolve, whole_labels
 from raybrain.datasets.splits import assign
 from raybrain.datasets.volumes import read_header, read_series, read_volume
 
@@ -240,7 +240,8 @@ def _masks(
                 f"{place.at(places.masks[roi.atlas])} has shape {volume.shape}, but "
                 f"{place.at(places.bold)} {grid}; take both from the same subject"
             )
-        return varying & (volume.reshape(-1) > 0)
+        mask = whole_labels(volume, name=place.at(places.masks[roi.atlas]))
+        return varying & (mask.reshape(-1) > 0)
 
     masks = resolve(entry.rois, leaf=leaf)
     if not np.logical_or.reduce(list(masks.values())).any():

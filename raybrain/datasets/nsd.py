@@ -18,7 +18,7 @@ from raybrain.config import InputError
 from raybrain.datasets import Recording
 from raybrain.datasets import nsd_tables as tables
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.nsd_betas import parts, read_session, read_type, scale_of, session_files
+from raybrain.datasets.nsd_betas import parts, read_session, read_types, scale_of, session_files
 from raybrain.datasets.nsd_space import Layout, label_files, layout_of, read_regions
 from raybrain.datasets.splits import assign, caption_clusters, held_out
 
@@ -67,8 +67,8 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     regions = read_regions(entry, layout=layout, place=place, subject=subject)
     trials, split_notes = _trials(entry, shown=shown, shared=design.shared, clusters=clusters)
     counts = shown["session"].value_counts()
-    dtype = read_type(place, path=files[sessions[0]])
     chosen_files = {session: files[session] for session in sessions}
+    dtype = read_types(place, files=chosen_files)
     sources = [
         *(tables.EXPDESIGN, tables.STIM_INFO, tables.responses_file(subject), tables.STIMULI),
         *_annotations(layout, coco_splits=sorted(images["cocoSplit"].unique())),

@@ -43,11 +43,29 @@ def parts(path: str) -> list[str]:
     return [f"{folder}/{side}{name[2:]}" for side in HEMISPHERES]
 
 
-def read_type(root: Root, *, path: str) -> np.dtype:
-    """Return the type in which a session is stored, reading only the head of the file."""
+def read_types(root: Root, *, files: Mapping[int, str]) -> np.dtype:
+    """Return the type in which all sessions are stored, reading only the heads of their files.
+
+    Raises
+    ------
+    InputError
+        If sessions are stored in different types, or one with a scaling of its own.
+    """
+    found = {path: _type(root, path=part) for path in files.values() for part in parts(path)}
+    types = list(dict.fromkeys(found.values()))
+    if len(types) > 1:
+        other = next(path for path, dtype in found.items() if dtype == types[1])
+        raise InputError(
+            f"{root.at(other)} holds {types[1]}, but other sessions hold {types[0]}; "
+            f"take all sessions from the same release"
+        )
+    return types[0]
+
+
+def _type(root: Root, *, path: str) -> np.dtype:
     if path.endswith(".hdf5"):
         with root.open(path) as file, _betas(file, name=root.at(path)) as betas:
-            return betas.dtype
+            return betas.dtype.newbyteorder("=")
     header = read_header(root, path)
     if (header.slope, header.inter) not in ((1.0, 0.0), (0.0, 0.0)):
         raise InputError(

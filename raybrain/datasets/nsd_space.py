@@ -175,6 +175,11 @@ def single_trial_ceiling(ncsnr: np.ndarray) -> np.ndarray:
     NSD's noise ceiling in percent over k averaged repeats is 100 ncsnr^2 / (ncsnr^2 + 1/k)
     (NSD data manual). NaN, outside the brain, stays NaN.
     """
+    if (ncsnr < 0).any():
+        raise InputError(
+            f"the noise-ceiling signal-to-noise ratio (ncsnr) is negative in "
+            f"{int((ncsnr < 0).sum()):,} voxels; download it again"
+        )
     power = np.square(ncsnr.astype(np.float64))
     return (power / (power + 1.0)).astype(np.float32)
 

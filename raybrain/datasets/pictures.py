@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
+from raybrain.datasets.tables import composed
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 FOLDERS = {
@@ -39,50 +42,161 @@ _TILES = 16
 _COMPARED = 64
 
 
-def decode(content: bytes, *, name: str) -> np.ndarray:
-    """Return uint8 (y, x, rgb) of an encoded picture.
+def decode(content: bytes, *, name: str, background: str = "white") -> np.ndarray:
+    """Return uint8 (y, x, rgb) of an encoded picture, upright and on a background.
+
+    Pictures of 16 bits a channel keep their upper 8; floating-point ones must lie in 0..1.
 
     Raises
     ------
     InputError
-        If it is not a picture.
+        If it is not a picture, is damaged, claims so many pixels that it may be a decompression
+        bomb, or holds numbers whose range is not known.
     """
     try:
+        with _opened(content) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            return _eight_bits(upright, name=name, background=background)
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on a damaged file
+        raise _unreadable(name, error) from None
+
+
+def side_of(content: bytes, *, name: str) -> int:
+    """Return the pixels along the shorter side of an encoded picture, reading only its head."""
+    try:
+        with _opened(content) as picture:
+            return min(picture.size)
+    except Exception as error:  # Pillow raises many kinds on a damaged file
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    known = not isinstance(error, UnidentifiedImageError)
+    reason = str(error) if known else "its kind is not known"
+    return InputError(f"{name} is not a readable picture ({reason}); get it again")
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{name} is not a readable picture ({error}); get it again") from None
+            yield picture
+
+
+def _eight_bits(picture: Image.Image, *, name: str, background: str) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bits, in one of Pillow's four ways to hold them
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError(f"{name} has values outside 0..65535; save it with 8 or 16 bits")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise InputError(
+                f"{name} has floating-point values outside 0..1; save it with 8 or 16 bits"
+            )
+        return np.repeat(np.rint(values * 255).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, background)
+        picture = Image.alpha_composite(ground, layer)
+    return np.asarray(picture.convert("RGB"))
+
+
+def as_square(image: np.ndarray, *, side: int, how: str, background: str) -> np.ndarray:
+    """Return uint8 (side, side, rgb) of a picture (y, x, rgb).
+
+    Parameters
+    ----------
+    how
+        ``crop`` keeps the centre, ``pad`` the whole on the background, ``stretch`` distorts.
+    """
+    if image.shape[:2] == (side, side):
+        return image
+    picture, size, filter_ = Image.fromarray(image), (side, side), Image.Resampling.LANCZOS
+    if how == "crop":
+        return np.asarray(ImageOps.fit(picture, size, filter_))
+    if how == "pad":
+        return np.asarray(ImageOps.pad(picture, size, filter_, color=background))
+    return np.asarray(picture.resize(size, filter_))
 
 
 def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str) -> dict[str, str]:
-    """Return name -> file of every picture, at any depth below ``folder``.
+    """Return name -> file of every picture, at any depth below ``folder``; hidden files are none.
+
+    A name is a file's path below the folder or its last part, with or without the ending; letters
+    with accents may be composed or not.
 
     Raises
     ------
     InputError
-        If any is missing.
+        If any is missing, could be either of two, or is another name for the same file.
     """
-    found = {stem_of(path): path for path in root.tree(folder) if path.lower().endswith(ENDINGS)}
-    missing = [name for name in names if name not in found]
+    below = f"{folder.rstrip('/')}/" if folder else ""
+    found: dict[str, list[str]] = {}
+    for path in root.tree(folder):
+        inner = PurePosixPath(path.removeprefix(below))
+        if path.lower().endswith(ENDINGS) and not any(p.startswith(".") for p in inner.parts):
+            for name in names_of(inner):
+                found.setdefault(name, []).append(path)
+    chosen: dict[str, str] = {}
+    missing = [name for name in names if composed(name) not in found]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(names)} pictures are missing below {root.at(folder)}, such as "
             f"{missing[0]}; {remedy}"
         )
-    return {name: found[name] for name in names}
+    owner: dict[str, str] = {}
+    for name in names:
+        files = found[composed(name)]
+        # A path that is exactly the name goes before a file of that name in a deeper folder.
+        exact = [file for file in files if composed(file.removeprefix(below)) == composed(name)]
+        if len(exact or files) > 1:
+            raise InputError(
+                f"image '{name}' could be {root.at(files[0])} or {root.at(files[1])}; write its "
+                f"folder and ending as well"
+            )
+        file = (exact or files)[0]
+        if file in owner:
+            raise InputError(
+                f"{root.at(file)} is called both '{owner[file]}' and '{name}'; write one of them "
+                f"everywhere"
+            )
+        owner[file] = name
+        chosen[name] = file
+    return chosen
+
+
+def names_of(path: PurePosixPath) -> set[str]:
+    """Return what a table may call a picture: with its folders or without, and its ending."""
+    whole = composed(str(path))
+    last = composed(path.name)
+    return {whole, stem_of(whole), last, stem_of(last)}
 
 
 def read_pictures(
-    names: Sequence[str], *, root: Root, files: Mapping[str, str]
+    names: Sequence[str], *, root: Root, files: Mapping[str, str], background: str = "white"
 ) -> list[np.ndarray]:
     """Return uint8 (y, x, rgb) of every picture named."""
-    return [decode(root.read(files[name]), name=root.at(files[name])) for name in names]
+    return [
+        decode(root.read(files[name]), name=root.at(files[name]), background=background)
+        for name in names
+    ]
+
+
+def read_sides(names: Sequence[str], *, root: Root, files: Mapping[str, str]) -> list[int]:
+    """Return the pixels along the shorter side of every picture named."""
+    return [side_of(root.read(files[name]), name=root.at(files[name])) for name in names]
 
 
 def stem_of(path: str) -> str:
-    """Return the name of a picture without folder and ending."""
-    name = PurePosixPath(path).name
-    return name.rsplit(".", 1)[0] if name.lower().endswith(ENDINGS) else name
+    """Return the name of a picture without its ending; folders stay."""
+    return path.rsplit(".", 1)[0] if path.lower().endswith(ENDINGS) else path
 
 
 def picture_files(root: Root) -> dict[str, list[str]]:

@@ -94,6 +94,25 @@ def resolve(
     return {name: mask(name, ()) for name in rois}
 
 
+def whole_labels(volume: np.ndarray, *, name: str) -> np.ndarray:
+    """Return labels as integers, -1 (no cortex) where they are not a number.
+
+    Raises
+    ------
+    InputError
+        If they are not whole numbers: interpolation makes 1.5, no region, of the regions 1 and 2.
+    """
+    known = np.where(np.isnan(volume), -1, volume)
+    nearest = np.rint(known)
+    bad = ~(np.abs(known - nearest) < 1e-3)
+    if bad.any():
+        raise InputError(
+            f"{name} has the label {known[bad].flat[0]:g} in {int(bad.sum()):,} voxels, which is "
+            f"no whole number; resample it with the nearest neighbour, not by interpolation"
+        )
+    return nearest.astype(np.int64)
+
+
 def pick_labels(
     volume: np.ndarray, *, labels: tuple[str, ...], table: Mapping[str, int], atlas: str
 ) -> np.ndarray:
@@ -104,8 +123,9 @@ def pick_labels(
     Raises
     ------
     InputError
-        If a label is not in the table.
+        If a label is not in the table, or the volume holds fractions.
     """
+    volume = whole_labels(volume, name=f"atlas {atlas}")
     if not labels:
         return volume > 0
     for label in labels:

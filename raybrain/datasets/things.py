@@ -21,8 +21,8 @@ from raybrain.datasets import Recording, Voxels
 from raybrain.datasets import things_tables as tables
 from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.pictures import find_pictures, read_pictures
-from raybrain.datasets.roi_labels import resolve
+from raybrain.datasets.pictures import find_pictures, read_pictures, read_sides
+from raybrain.datasets.roi_labels import resolve, whole_labels
 from raybrain.datasets.things_betas import check_table, read_table_session, read_volume_session
 from raybrain.datasets.volumes import read_volume
 from raybrain.seal import digest_of
@@ -108,7 +108,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         place, folder=layout.images, names=stems, remedy="get the THINGS images (osf.io/jum2f)"
     )
     definitions, definition_notes, definition_files = _definitions(place, layout=layout)
-    ceiling = table["nc_singletrial"].to_numpy(dtype=np.float32)[index] / np.float32(100.0)
+    ceiling = table["nc_singletrial"].to_numpy(dtype=np.float32)[index]
     return Recording(
         dataset=entry.name,
         subject=subject,
@@ -130,7 +130,10 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             }
         ),
         read_session=source.reader(kept, index.astype(np.int64)),
-        read_images=partial(read_pictures, root=place, files=pictures),
+        read_images=partial(
+            read_pictures, root=place, files=pictures, background=settings.background
+        ),
+        read_sides=partial(read_sides, root=place, files=pictures),
         sources={
             **{
                 path: place.fingerprint(path)
@@ -207,7 +210,7 @@ def _table(place: Root, *, layout: Layout, subject: str, voxels: int) -> Source:
 
 def _volumes(place: Root, *, layout: Layout, subject: str, table: pd.DataFrame) -> Source:
     mask_file = layout.mask_file(subject)
-    brain = read_volume(place, mask_file) > 0
+    brain = whole_labels(read_volume(place, mask_file), name=place.at(mask_file)) > 0
     places = np.flatnonzero(brain.reshape(-1))
     if len(places) != len(table):
         raise InputError(

@@ -120,11 +120,11 @@ def read_volume_session(
     return np.concatenate(runs)
 
 
-def check_finite(betas: np.ndarray, *, name: str) -> None:
+def check_finite(betas: np.ndarray, *, name: str, again: str = "download it again") -> None:
     """Raise `InputError` if any value is not finite."""
     bad = int((~np.isfinite(betas)).any(axis=0).sum())
     if bad:
         raise InputError(
             f"{name} has responses that are not finite in {bad} of {betas.shape[1]} voxels; "
-            f"download it again, or leave the ROIs that hold them out of the catalog entry"
+            f"{again}, or leave the ROIs that hold them out of the catalog entry"
         )

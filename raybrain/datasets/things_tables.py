@@ -8,9 +8,8 @@ events once catch trials are dropped.
 from __future__ import annotations
 
 import difflib
-import io
 import re
-from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from raybrain.config import InputError
 from raybrain.datasets.files import Root
 from raybrain.datasets.pictures import stem_of
 from raybrain.datasets.splits import assign
+from raybrain.datasets.tables import check_ceiling, flags, numbers, read_table, whole_numbers
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
@@ -34,29 +34,6 @@ LAST_TRAIN_EXEMPLAR = 12
 """Exemplars 1 to 12 of a concept train, 13 to 25 test (Hebart et al. 2023)."""
 
 
-def read_table(root: Root, path: str, *, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Return a table whose delimiter is found by looking: some .tsv here are comma separated.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read or lacks one of ``columns``.
-    """
-    name = root.at(path)
-    text = root.read(path).decode("utf-8-sig")
-    first = text.split("\n", 1)[0]
-    # A tab never occurs within a column name, a comma does: "(from WordNet, Google, ...)".
-    delimiter = next((one for one in "\t,;" if one in first), ",")
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=delimiter, na_values=["n/a"])
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{name} cannot be read as a table ({error}); download it again") from None
-    lacking = [column for column in columns if column not in table.columns]
-    if lacking:
-        raise InputError(f"{name} has no column '{lacking[0]}'; download it again")
-    return table
-
-
 def read_stimuli(root: Root, path: str) -> pd.DataFrame:
     """Return one row per trial: session, run, stem, concept, is_test, column (of the responses).
 
@@ -67,11 +44,14 @@ def read_stimuli(root: Root, path: str) -> pd.DataFrame:
     """
     name = root.at(path)
     columns = ("trial_type", "session", "run", "trial_id", "stimulus", "concept")
-    table = read_table(root, path, columns=columns)
+    text = ("trial_type", "stimulus", "concept")
+    table = read_table(root, path, columns=columns, text=text)
     unknown = set(table["trial_type"]) - {*TRAIN_TYPES, "test", CATCH}
     if unknown:
         raise InputError(f"{name} has trial_type '{min(unknown)}'; known are train and test")
     table = table[table["trial_type"] != CATCH].reset_index(drop=True)
+    for column in ("session", "run", "trial_id"):
+        table[column] = whole_numbers(table, column, name=name)
     if table["trial_id"].duplicated().any():
         double = int(table["trial_id"][table["trial_id"].duplicated()].iloc[0])
         raise InputError(f"{name} has trial_id {double} twice; download it again")
@@ -80,7 +60,7 @@ def read_stimuli(root: Root, path: str) -> pd.DataFrame:
         np.diff(table["trial_id"]) < 0
     ).any():
         raise InputError(f"{name} is not in order of session, run and trial_id; download it again")
-    stems = table["stimulus"].map(stem_of)
+    stems = table["stimulus"].map(_stem)
     wrong = np.flatnonzero(stems.map(concept_of) != table["concept"])
     if len(wrong):
         row = table.iloc[int(wrong[0])]
@@ -89,31 +69,42 @@ def read_stimuli(root: Root, path: str) -> pd.DataFrame:
         )
     return pd.DataFrame(
         {
-            "session": table["session"].astype(int),
-            "run": table["run"].astype(int),
+            "session": table["session"],
+            "run": table["run"],
             "stem": stems,
             "concept": table["concept"],
             "is_test": table["trial_type"] == "test",
-            "column": table["trial_id"].astype(int),
+            "column": table["trial_id"],
         }
     )
 
 
+def _stem(path: str) -> str:
+    return stem_of(PurePosixPath(path).name)
+
+
 def read_events(root: Root, path: str) -> pd.DataFrame:
     """Return stem and is_test of the raw events of a run, catch trials dropped, by onset."""
-    table = read_table(root, path, columns=("onset", "trial_type", "file_path"))
+    columns = ("onset", "trial_type", "file_path")
+    table = read_table(root, path, columns=columns, text=columns[1:])
     table = table[table["trial_type"] != CATCH].sort_values("onset", kind="stable")
     return pd.DataFrame(
-        {"stem": table["file_path"].map(stem_of), "is_test": table["trial_type"] == "test"}
+        {"stem": table["file_path"].map(_stem), "is_test": table["trial_type"] == "test"}
     ).reset_index(drop=True)
 
 
 def read_conditions(root: Root, path: str) -> pd.DataFrame:
     """Return volume, stem and is_test of a run of ``betas_vol``, catch trials dropped."""
-    table = read_table(root, path, columns=("image_filename",))
+    table = read_table(root, path, columns=("image_filename",), text=("image_filename",))
     kept = ~table["image_filename"].str.contains(CATCH)
-    stems = table.loc[kept, "image_filename"].map(stem_of)
-    exemplar = stems.str.extract(r"_(\d+)[a-z]?$")[0].astype(int)
+    stems = table.loc[kept, "image_filename"].map(_stem)
+    found = stems.str.extract(r"_(\d+)[a-z]?$")[0]
+    if found.isna().any():
+        raise InputError(
+            f"{root.at(path)} shows '{stems[found.isna()].iloc[0]}', but the pictures of "
+            f"THINGS-fMRI are called concept_number, such as dog_12s; {root.again}"
+        )
+    exemplar = found.astype(int)
     return pd.DataFrame(
         {
             "volume": np.flatnonzero(kept),
@@ -135,8 +126,14 @@ def read_voxels(root: Root, path: str) -> pd.DataFrame:
     needed = ("voxel_id", "voxel_x", "voxel_y", "voxel_z", "nc_singletrial")
     table = read_table(root, path, columns=needed)
     table.columns = [plain_name(column) for column in table.columns]
+    name = root.at(path)
+    for column in needed[:4]:
+        table[column] = whole_numbers(table, column, name=name)
     if not (table["voxel_id"].to_numpy() == np.arange(len(table))).all():
-        raise InputError(f"{root.at(path)} does not list voxel_id 0, 1, 2, ... in order")
+        raise InputError(f"{name} does not list voxel_id 0, 1, 2, ... in order")
+    # THINGS-fMRI gives percent.
+    table["nc_singletrial"] = numbers(table, "nc_singletrial", name=name) / 100.0
+    check_ceiling(table["nc_singletrial"].to_numpy(), name=f"{name}, column nc_singletrial / 100,")
     return table
 
 
@@ -151,7 +148,7 @@ def pick_columns(table: pd.DataFrame, *, columns: tuple[str, ...], name: str) ->
     Raises
     ------
     InputError
-        If there is no such column.
+        If there is no such column, or it holds anything but 0 and 1.
     """
     mask = np.zeros(len(table), dtype=bool)
     for column in columns:
@@ -161,18 +158,21 @@ def pick_columns(table: pd.DataFrame, *, columns: tuple[str, ...], name: str) ->
             close = [one for one in known if one.startswith(plain)]
             close += difflib.get_close_matches(plain, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "see its first line"
+            listing = [one for one in known if (table[one].astype(str) == plain).any()]
+            if listing and not close:
+                hint = f"its column {listing[0]} lists names: write a column of 0 and 1 per ROI"
             raise InputError(f"{name} has no column '{plain}'; {hint}")
-        mask |= table[plain].to_numpy(dtype=float) > 0.5
+        mask |= flags(table, plain, name=name)
     return mask
 
 
 def read_definitions(root: Root, path: str) -> dict[str, str]:
     """Return concept -> definition of ``things_concepts.tsv``."""
-    table = read_table(root, path, columns=("uniqueID",))
+    table = read_table(root, path, columns=("uniqueID",), text=None)
     found = [column for column in table.columns if column.startswith("Definition")]
     if not found:
         raise InputError(f"{root.at(path)} has no column 'Definition ...'; download it again")
-    texts = table[found[0]].fillna("").astype(str).str.strip()
+    texts = table[found[0]].str.strip()
     return dict(zip(table["uniqueID"], texts, strict=True))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from raybrain import cluster, datasets, outputs, store
 from raybrain.config import InputError
+from raybrain.datasets.pictures import as_square
 from raybrain.stages import Made, say
 
 if TYPE_CHECKING:
@@ -31,17 +31,27 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     )
     for finding in recording.findings:
         say("", finding)
-    first = recording.read_images([recording.images["image_id"].iloc[0]])[0]
-    side = min(experiment.ingest.image_size, *first.shape[:2])
-    store.create_store(output.folder, recording, side=side)
+    _check_rois(experiment, recording)
     tasks = functools.partial(cluster.map_tasks, workers=experiment.resources.tasks)
+    side = _side(recording, most=experiment.ingest.image_size, tasks=tasks)
+    store.create_store(output.folder, recording, side=side)
     tasks(
         functools.partial(_write_betas, recording=recording, path=output.folder),
         store.missing_blocks(output.folder, "betas"),
         description="ingest betas",
     )
     tasks(
-        functools.partial(_write_pixels, recording=recording, path=output.folder, side=side),
+        functools.partial(
+            _write_pixels,
+            recording=recording,
+            path=output.folder,
+            square=functools.partial(
+                as_square,
+                side=side,
+                how=experiment.ingest.square,
+                background=experiment.ingest.background,
+            ),
+        ),
         store.missing_blocks(output.folder, "image/pixels"),
         description="ingest stimuli",
     )
@@ -69,13 +79,51 @@ def _write_betas(block: Block, *, recording: Recording, path: str) -> None:
                 f"{betas.shape[1]} voxels, but its tables say {len(rows)} x "
                 f"{len(recording.voxels.index)}; get its files again"
             )
-        if betas.dtype.kind == "f" and not np.isfinite(betas).all():
-            raise InputError(
-                f"session {session} of {recording.subject} has betas that are not finite; "
-                f"leave out those voxels or repair the file"
-            )
+        _check_betas(betas, name=f"session {session} of {recording.subject}")
         parts.append(betas[(rows >= block.start) & (rows < block.stop)])
     store.write_block(path, "betas", np.concatenate(parts), block=block)
+
+
+def _check_betas(betas: np.ndarray, *, name: str) -> None:
+    """Raise `InputError` if betas (trial, voxel) are no measurement."""
+    if betas.dtype.kind == "f" and not np.isfinite(betas).all():
+        raise InputError(
+            f"{name} has betas that are not finite; leave out those voxels or repair the file"
+        )
+    silent = np.flatnonzero(~betas.any(axis=1))
+    if len(silent):
+        which = "every trial" if len(silent) == len(betas) else f"{len(silent)} of its trials"
+        raise InputError(
+            f"{name} is zero in every voxel in {which} (the first is trial {silent[0] + 1}); get "
+            f"its files again, or leave those trials out of its tables"
+        )
+    if len(betas) > 1 and (betas == betas[0]).all():
+        raise InputError(f"{name} has the same betas in all trials; get its files again")
+
+
+def _check_rois(experiment: Experiment, recording: Recording) -> None:
+    """Raise `InputError` if a target is to be decoded from an ROI without voxels."""
+    empty = {name for name, mask in recording.rois.items() if not mask.any()}
+    for target, decode in outputs.targets(experiment):
+        for roi in decode.rois:
+            if roi in empty:
+                known = ", ".join(name for name in recording.rois if name not in empty)
+                raise InputError(
+                    f"'decode.{target}.rois' has {roi}, which holds no voxel of "
+                    f"{recording.subject}; choose from {known}"
+                )
+
+
+def _side(recording: Recording, *, most: int, tasks: Callable[..., list[Any]]) -> int:
+    """Return the pixels along one side of the stored stimuli; see ``ingest.image_size``."""
+    image_ids = recording.images["image_id"].tolist()
+    first = min(recording.read_images(image_ids[:1])[0].shape[:2])
+    if recording.read_sides is None or first >= most:
+        return min(first, most)
+    size = store.IMAGES_PER_CHUNK
+    parts = [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
+    found = tasks(recording.read_sides, parts, description="look at stimuli")
+    return min(max(max(sides) for sides in found), most)
 
 
 def _constant_voxels(path: str, *, tasks: Callable[..., list[Any]]) -> list[str]:
@@ -93,13 +141,13 @@ def _constant_voxels(path: str, *, tasks: Callable[..., list[Any]]) -> list[str]
     return [f"{constant:,} of {len(lowest):,} voxels have the same beta in every trial"]
 
 
-def _write_pixels(block: Block, *, recording: Recording, path: str, side: int) -> None:
+def _write_pixels(
+    block: Block,
+    *,
+    recording: Recording,
+    path: str,
+    square: Callable[[np.ndarray], np.ndarray],
+) -> None:
     image_ids = recording.images["image_id"].iloc[block.start : block.stop].tolist()
-    pixels = [_resized(image, side=side) for image in recording.read_images(image_ids)]
+    pixels = [square(image) for image in recording.read_images(image_ids)]
     store.write_block(path, "image/pixels", np.stack(pixels), block=block)
-
-
-def _resized(image: np.ndarray, *, side: int) -> np.ndarray:
-    if image.shape[:2] == (side, side):
-        return image
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))

@@ -539,11 +539,31 @@ def test_session_of_another_type(tree: Tree) -> None:
     refuse(tree.root, "betas_session02.nii.gz holds float32, but other sessions hold int16")
 
 
-def test_betas_resaved_with_a_scaling_are_refused(tree: Tree) -> None:
+@pytest.mark.parametrize("session", [1, 2, 4])
+def test_betas_resaved_with_a_scaling_are_refused(tree: Tree, session: int) -> None:
     image = nibabel.Nifti1Image(np.moveaxis(tree.betas[:TRIALS], 0, -1) / 300, np.eye(4))
     image.set_data_dtype(np.int16)
-    nibabel.save(image, tree.root / BETAS / "betas_session01.nii.gz")
-    refuse(tree.root, "betas_session01.nii.gz", "a scaling of its own")
+    name = f"betas_session{session:02d}.nii.gz"
+    nibabel.save(image, tree.root / BETAS / name)
+    # Before any session is read.
+    with pytest.raises(InputError, match=rf"{name} was saved with a scaling of its own"):
+        read(tree.root)
+
+
+def test_a_resampled_atlas_is_refused(tree: Tree) -> None:
+    path = tree.root / ROI / "prf-visualrois.nii.gz"
+    labels = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    write_nifti(path, np.where(labels == 1, np.float32(1.37), labels))
+    with pytest.raises(InputError, match=r"atlas prf-visualrois has the label 1\.37 in \d+ voxels"):
+        read(tree.root)
+
+
+def test_a_negative_signal_to_noise_ratio_is_refused(tree: Tree) -> None:
+    path = tree.root / BETAS / "ncsnr.nii.gz"
+    ratio = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    write_nifti(path, -np.abs(ratio))
+    with pytest.raises(InputError, match=r"\(ncsnr\) is negative in"):
+        read(tree.root)
 
 
 def test_all_zero_session(tree: Tree) -> None:
