@@ -48,6 +48,10 @@ class InputError(Exception):
     It is no `ValueError`, so that whoever expects those of a parser does not catch it.
     """
 
+    def __init__(self, message: str) -> None:
+        # What a library says of its error may span lines.
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines() if line))
+
 
 def fill_environment(text: str) -> str:
     """Return ``text`` with ``${NAME}`` and ``${NAME:-default}`` replaced from the environment.

@@ -321,7 +321,7 @@ def open_foreign(path: str, *, storage: Mapping[str, Any]) -> zarr.Array:
     options = dict(storage) if "://" in path else None
     try:
         found = zarr.open(path, mode="r", storage_options=options)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a Zarr array ({error}); write it again") from None
     if not isinstance(found, zarr.Array):
         raise InputError(f"{path} is a Zarr group; give the path of the array within it")

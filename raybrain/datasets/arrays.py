@@ -13,6 +13,7 @@ The folder (``root/SUBJECT`` or ``root``) holds
 from __future__ import annotations
 
 import contextlib
+import tokenize
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -185,27 +186,31 @@ def open_array(root: Root, path: str, *, key: str | None) -> Iterator[Any]:
         with root.local(path) as file:
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (ValueError, OSError) as error:
+            except (*_DAMAGED, EOFError, SyntaxError, tokenize.TokenError) as error:
                 raise InputError(
                     f"{name} is not a whole array of numbers ({error}); a dictionary saved by "
                     f"GLMsingle becomes one by numpy.save('betas.npy', results['betasmd'])"
                 ) from None
             yield array
     else:
-        with root.open(path) as file:
+        with root.open(path) as file, contextlib.ExitStack() as stack:
             try:
-                content = h5py.File(file, "r")
-            except OSError as error:
-                raise InputError(f"{name} cannot be read ({error}); write it again") from None
-            with content:
-                wanted = KEYS if key is None else (key,)
-                found = [one for one in wanted if isinstance(content.get(one), h5py.Dataset)]
-                if not found:
-                    raise InputError(
-                        f"{name} has no dataset {' or '.join(wanted)} but {', '.join(content)}; "
-                        f"name it as 'layout: {{key: ...}}' in the catalog entry"
-                    )
-                yield content[found[0]]
+                content = stack.enter_context(h5py.File(file, "r"))
+                dataset = _dataset(content, key=key, name=name)
+            except (*_DAMAGED, KeyError) as error:
+                raise InputError(f"{name} cannot be read ({error}); {root.again}") from None
+            yield dataset
+
+
+def _dataset(content: h5py.File, *, key: str | None, name: str) -> h5py.Dataset:
+    wanted = KEYS if key is None else (key,)
+    found = [one for one in wanted if isinstance(content.get(one), h5py.Dataset)]
+    if not found:
+        raise InputError(
+            f"{name} has no dataset {' or '.join(wanted)} but {', '.join(content)}; "
+            f"name it as 'layout: {{key: ...}}' in the catalog entry"
+        )
+    return content[found[0]]
 
 
 def _folder(place: Root, *, subject: str) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
+from raybrain.datasets.tables import decode_text
 from raybrain.datasets.volumes import read_series
 
 REST = "rest"
@@ -19,7 +20,8 @@ SHIFTS = range(-2, 5)
 def read_labels(place: Root, path: str) -> pd.DataFrame:
     """Return label and run (from 1) of every volume; a header line is optional."""
     name = place.at(path)
-    rows = [line.split() for line in place.read(path).decode().splitlines() if line.strip()]
+    text = decode_text(place.read(path), name=name)
+    rows = [line.split() for line in text.splitlines() if line.strip()]
     if rows and rows[0] == ["labels", "chunks"]:
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):

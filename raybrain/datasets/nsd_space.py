@@ -17,6 +17,7 @@ from raybrain.config import InputError, Positive, Section, validate
 from raybrain.datasets import Voxels
 from raybrain.datasets.files import Root
 from raybrain.datasets.roi_labels import LABELS, parse_ctab, pick_labels, resolve
+from raybrain.datasets.tables import decode_text
 from raybrain.datasets.volumes import read_volume
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ def _both_sides(atlas: str) -> str:
 def _label_table(place: Root, *, subject: str, atlas: str) -> tuple[dict[str, int], list[str]]:
     """Return the labels of an atlas: the subject's own table, fsaverage's, or the built-in one."""
     for path in label_files(place, subject=subject, atlas=atlas):
-        return parse_ctab(place.read(path).decode(), name=place.at(path)), [path]
+        text = decode_text(place.read(path), name=place.at(path))
+        return parse_ctab(text, name=place.at(path)), [path]
     return dict(LABELS.get(_both_sides(atlas), {})), []
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
+from raybrain.datasets.tables import flags, read_table, whole_numbers
 
 EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 STIM_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
@@ -93,13 +94,9 @@ def read_trials(root: Root, *, subject: str, design: Design) -> pd.DataFrame:
     """
     path = responses_file(subject)
     name = root.at(path)
-    try:
-        table = pd.read_csv(io.BytesIO(root.read(path)), sep="\t")
-        table = table[["SESSION", "RUN", "TRIAL", "73KID", "10KID"]].astype(np.int64)
-    except KeyError as error:
-        raise InputError(f"{name} lacks columns ({error.args[0]}); download it again") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{name} cannot be read as a table ({error}); download it again") from None
+    columns = ("SESSION", "RUN", "TRIAL", "73KID", "10KID")
+    read = read_table(root, path, columns=columns)
+    table = pd.DataFrame({column: whole_numbers(read, column, name=name) for column in columns})
     place = list(table[["SESSION", "RUN", "TRIAL"]].itertuples(index=False, name=None))
     for before, after in pairwise(place):
         if before >= after:
@@ -149,16 +146,16 @@ def read_images(root: Root, *, subject: str, design: Design, trials: pd.DataFram
     name = root.at(STIM_INFO)
     number = subject_number(subject)
     repeats = [f"subject{number}_rep{k}" for k in range(_LEGACY_REPEATS)]
-    columns = ["cocoId", "cocoSplit", "nsdId", "shared1000", *repeats]
-    try:
-        table = pd.read_csv(io.BytesIO(root.read(STIM_INFO)), index_col=0)[columns]
-    except KeyError as error:
-        raise InputError(f"{name} lacks columns ({error.args[0]}); download it again") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{name} cannot be read as a table ({error}); download it again") from None
+    whole = ("cocoId", "nsdId", *repeats)
+    read = read_table(
+        root, STIM_INFO, columns=("cocoSplit", "shared1000", *whole), text=("cocoSplit",)
+    )
+    table = pd.DataFrame({column: whole_numbers(read, column, name=name) for column in whole})
+    table["cocoSplit"] = read["cocoSplit"]
+    table["shared1000"] = flags(read, "shared1000", name=name)
     if not (table["nsdId"].to_numpy() == np.arange(len(table))).all():
         raise InputError(f"{name} does not list nsdId 0, 1, 2, ... in order; download it again")
-    if set(table.index[table["shared1000"].astype(bool)]) != design.shared:
+    if set(table.index[table["shared1000"]]) != design.shared:
         raise InputError(
             f"{name} marks other shared images than sharedix in {EXPDESIGN}; "
             f"take both from the same release"
@@ -166,7 +163,7 @@ def read_images(root: Root, *, subject: str, design: Design, trials: pd.DataFram
     # 0 means never shown; a trial beyond the sessions that took place was planned only.
     planned = np.full(len(design.nsd_id), -1)
     for column in repeats:
-        shown = table[column].to_numpy(dtype=np.int64)
+        shown = table[column].to_numpy()
         beyond = shown > len(planned)
         keep = (shown > 0) & ~beyond
         planned[shown[keep] - 1] = np.flatnonzero(keep)

@@ -72,8 +72,7 @@ def read_table(
                 low_memory=False,
             )
     except (ValueError, OverflowError, csv.Error, *_PANDAS) as error:
-        reason = str(error).strip().replace("\n", " ")
-        raise InputError(f"{name} cannot be read as a table ({reason}); {root.again}") from None
+        raise InputError(f"{name} cannot be read as a table ({error}); {root.again}") from None
     twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice:
         raise InputError(f"{name} has the column '{twice[0]}' twice; name each column once")

@@ -20,6 +20,7 @@ _UNREADABLE = (
     OSError,
     ValueError,
     zlib.error,
+    nibabel.wrapstruct.WrapStructError,
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
 )
@@ -143,7 +144,7 @@ def _header(stream: _Bytes, name: str) -> Series:
         offset = max(int(header.get_data_offset()), 352)  # some writers leave 0
         slope, inter = header.get_slope_inter()
         dtype = header.get_data_dtype()
-    except (ValueError, KeyError, nibabel.spatialimages.HeaderDataError) as error:
+    except (KeyError, *_UNREADABLE) as error:
         raise _damaged(name, error) from None
     stream.fill(memoryview(bytearray(offset - 348)))
     return Series(

@@ -58,7 +58,19 @@ class Checkpoint:
     def image_encoder_settings(self) -> dict[str, Any]:
         """Return the JSON configuration of the image encoder."""
         assert self.image_encoder is not None
-        return read_json(self.image_encoder / "config.json")
+        file = self.image_encoder / "config.json"
+        found = read_json(file)
+        needed = ["projection_dim"]
+        if found.get("architectures") != [LITE1]:
+            needed += ["hidden_size", "image_size", "patch_size"]
+        for name in needed:
+            value = found.get(name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(
+                    f"{file} has no usable '{name}' (found {value!r}); copy the folder of the "
+                    f"image encoder again from where it is from"
+                )
+        return found
 
     def pipeline_class(self) -> str:
         """Return the name of the diffusers pipeline that the folder was saved from."""
@@ -275,7 +287,8 @@ def _check_image_parts(checkpoint: Checkpoint, *, name: str) -> None:
     config = checkpoint.image_encoder_settings()
     unet = checkpoint.settings("unet")
     if checkpoint.unclip:
-        width = unet.get("projection_class_embeddings_input_dim") or 0
+        found = unet.get("projection_class_embeddings_input_dim")
+        width = found if isinstance(found, int) else 0
         if width != 2 * config["projection_dim"]:
             raise InputError(
                 f"the image encoder at {encoder} gives embeddings of {config['projection_dim']}, "

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
@@ -43,6 +48,24 @@ def test_words_and_numbers_survive_however_a_table_is_saved(
     assert table["image_id"].tolist() == WORDS
     np.testing.assert_array_equal(numbers(table, "value", name="t"), np.arange(len(WORDS)) + 0.5)
     assert np.isnan(numbers(table, "unknown", name="t")).all()
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(
+    words=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8), min_size=1),
+    delimiter=st.sampled_from("\t,;"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_any_words_come_back(words: list[str], delimiter: str, encoding: str) -> None:
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerow(["image_id", "value"])
+    writer.writerows([[word, k] for k, word in enumerate(words)])
+    with tempfile.TemporaryDirectory() as folder:
+        content = lines.getvalue().encode(encoding)
+        table = table_of(Path(folder), content, columns=("image_id",), text=("image_id",))
+    assert table["image_id"].tolist() == words
+    assert whole_numbers(table, "value", name="t").tolist() == list(range(len(words)))
 
 
 def test_the_delimiter_is_that_which_gives_the_columns(tmp_path: Path) -> None:
