@@ -9,6 +9,22 @@ import yaml
 from raybrain import cli, config, outputs, store
 from raybrain.config import Experiment
 
+SIMULATED = {
+    "dataset": "simulated",
+    "subject": "subj01",
+    "on_change": "replace",
+    "simulation": {
+        "grid": [12, 12, 10],
+        "early_voxels": 120,
+        "ventral_voxels": 80,
+        "objects": 48,
+        "test_images": 10,
+        "trials_per_session": 40,
+        "image_size": 32,
+    },
+}
+"""A subject of 48 images, ten of them test, in an experiment's own words."""
+
 
 @pytest.fixture(scope="session")
 def experiment_file(tmp_path_factory) -> Path:
@@ -17,20 +33,9 @@ def experiment_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("experiment")
     write_tiny_generator(folder / "generator")
     tree = {
+        **SIMULATED,
         "name": "small",
-        "dataset": "simulated",
-        "subject": "subj01",
         "workspace": str(folder / "workspace"),
-        "on_change": "replace",
-        "simulation": {
-            "grid": [12, 12, 10],
-            "early_voxels": 120,
-            "ventral_voxels": 80,
-            "objects": 48,
-            "test_images": 10,
-            "trials_per_session": 40,
-            "image_size": 32,
-        },
         "generator": {"checkpoint": str(folder / "generator")},
         "decode": {
             "latents": {"rois": ["early"]},

@@ -20,7 +20,7 @@ from raybrain.evaluation import (
     load_table,
 )
 from raybrain.stages import drawing, scoring
-from tests.small_run import load_experiment
+from tests.small_run import SIMULATED, load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 PRIOR = {
@@ -48,20 +48,9 @@ def embedding_file(tmp_path_factory) -> Path:
     unet = UNet2DConditionModel.from_pretrained(folder / "generator" / "unet")
     write_adapter(folder / "adapter.safetensors", unet=unet, plus=False)
     tree = {
+        **SIMULATED,
         "name": "embedding",
-        "dataset": "simulated",
-        "subject": "subj01",
         "workspace": str(folder / "workspace"),
-        "on_change": "replace",
-        "simulation": {
-            "grid": [12, 12, 10],
-            "early_voxels": 120,
-            "ventral_voxels": 80,
-            "objects": 48,
-            "test_images": 10,
-            "trials_per_session": 40,
-            "image_size": 32,
-        },
         "generator": {
             "checkpoint": str(folder / "generator"),
             "image_adapter": str(folder / "adapter.safetensors"),
@@ -106,6 +95,7 @@ def test_every_row_is_drawn_and_scored(done):
     assert (report / scoring.RETRIEVED).stat().st_size > 1000
     assert "retrieval by image_embeds among 10" in (report / scoring.TABLE).read_text()
     assert "image_embeds" in json.loads((report / "decoders.json").read_text())
+    assert any("the prior of image_embeds" in title for title in scoring._curves(done))
 
 
 def test_rows_of_their_own_mode_are_drawn_from_it(done):

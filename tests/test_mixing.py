@@ -9,7 +9,7 @@ from raybrain.decoders.build import build_network
 from raybrain.decoders.residual_mlp import Heads, SharedMLP
 from raybrain.training import Batch, Contrast, contrast_of, fit
 from raybrain.training.mixing import Mixture, bimixco, draw_mixture, mixed
-from tests.test_training import SETTINGS, feeds, run, same_weights, several
+from tests.test_training import SETTINGS, assert_alike, feeds, run, several
 
 SECTION = config.MindEye2(width=32, depth=1, dropout=0.1, projection=16, contrastive=0.2)
 
@@ -78,12 +78,7 @@ def test_mixing_ends_after_its_share_of_the_epochs_and_then_the_temperature_foll
 def test_workers_share_mixed_batches_without_changing_the_result(workers):
     contrast = contrast_of(SECTION)
     _, alone = run(network(), contrast=contrast)
-    shared = several(workers, model=network, contrast=contrast)
-    for model, epochs in shared:
-        assert same_weights(model, shared[0][0])
-        for one, many in zip(alone, epochs, strict=True):
-            assert many.validation_loss == pytest.approx(one.validation_loss, rel=1e-4)
-            assert many.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+    assert_alike(alone, several(workers, model=network, contrast=contrast))
 
 
 def test_the_projector_is_trained_and_used_in_training_alone():

@@ -162,17 +162,21 @@ def several(workers, *, model=network, **changes):
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-@pytest.mark.parametrize("contrastive", [0.0, 0.3])
-def test_workers_share_a_batch_without_changing_the_result(workers, contrastive):
-    contrast = Contrast(weight=contrastive)
-    _, alone = run(contrast=contrast)
-    shared = several(workers, contrast=contrast)
+def assert_alike(alone, shared):
+    """Assert that workers ended with the same weights, and went where one alone went."""
     for model, epochs in shared:
         assert same_weights(model, shared[0][0])
         for one, many in zip(alone, epochs, strict=True):
             assert many.validation_loss == pytest.approx(one.validation_loss, rel=1e-4)
             assert many.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("contrastive", [0.0, 0.3])
+def test_workers_share_a_batch_without_changing_the_result(workers, contrastive):
+    contrast = Contrast(weight=contrastive)
+    _, alone = run(contrast=contrast)
+    assert_alike(alone, several(workers, contrast=contrast))
 
 
 def test_a_network_that_samples_shares_its_samples_between_workers():

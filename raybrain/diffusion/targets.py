@@ -45,7 +45,8 @@ def encode_images(
     Raises
     ------
     InputError
-        If an image is not uint8 RGB, or the resolution does not suit the generator.
+        If an image is not uint8 RGB, the resolution does not suit the generator, or its VAE gives
+        values that are not finite, as that of Stable Diffusion may in float16.
     """
     import torch
 
@@ -57,7 +58,7 @@ def encode_images(
             [_pixels(image, side=side) for image in images[start : start + batch_size]]
         )
         latents[start : start + len(batch)] = encode_pixels(generator, pixels=batch).cpu().numpy()
-    return latents
+    return _finite(latents, what="latents", generator=generator)
 
 
 def _pixels(image: NDArray[np.uint8], *, side: int) -> torch.Tensor:
@@ -116,7 +117,7 @@ def embed_images(
     Raises
     ------
     InputError
-        If the generator has no image encoder.
+        If the generator has no image encoder, or it gives values that are not finite.
     """
     if generator.image is None:
         raise InputError(
@@ -127,7 +128,19 @@ def embed_images(
         generator.image.encoder(images[start : start + batch_size]).cpu().numpy()
         for start in range(0, len(images), batch_size)
     ]
-    return np.concatenate(parts)
+    return _finite(np.concatenate(parts), what="image embeddings", generator=generator)
+
+
+def _finite(
+    values: NDArray[np.float32], *, what: str, generator: StableDiffusion
+) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"'{generator.settings.checkpoint}' gives {what} that are not finite of {len(bad)} of "
+            f"{len(values)} images; type generator.dtype=float32"
+        )
+    return values
 
 
 def encode_captions(
@@ -152,7 +165,7 @@ def encode_captions(
     Raises
     ------
     InputError
-        If an image has no caption.
+        If an image has no caption, or the text encoder gives values that are not finite.
     """
     import torch
 
@@ -171,7 +184,8 @@ def encode_captions(
             encoded, _ = pipeline.encode_prompt(flat[part], generator.device, 1, False)
             np.add.at(embeds, owner[part], encoded.double().cpu().numpy())
     counts = np.bincount(owner, minlength=len(captions))
-    return (embeds / counts[:, None, None]).astype(np.float32)
+    means = (embeds / counts[:, None, None]).astype(np.float32)
+    return _finite(means, what="text embeddings", generator=generator)
 
 
 def complete_prompt(

@@ -244,13 +244,14 @@ def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, flo
     """Return chart title to line to points: the losses of every network that was trained."""
     found = {}
     for target, _ in outputs.targets(experiment):
-        file = f"{outputs.decoder(experiment, target).folder}/{CURVES}"
-        if places.exists(file):
-            curves = json.loads(places.read_text(file))
-            found[f"Loss of {target} by epoch (predicting the mean: 1)"] = {
-                "training": curves["train_loss"],
-                "validation": curves["validation_loss"],
-            }
+        folder = outputs.decoder(experiment, target).folder
+        for part, what in (("", target), ("prior.", f"the prior of {target}")):
+            if places.exists(file := f"{folder}/{part}{CURVES}"):
+                curves = json.loads(places.read_text(file))
+                found[f"Loss of {what} by epoch (predicting the mean: 1)"] = {
+                    "training": curves["train_loss"],
+                    "validation": curves["validation_loss"],
+                }
     return found
 
 

@@ -30,6 +30,24 @@ def test_latents_are_the_posterior_mean_times_the_scaling_factor(tiny, checkpoin
     np.testing.assert_allclose(latents, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_targets_that_are_not_finite_are_refused(tiny, value):
+    import torch
+
+    images = np.zeros((3, PIXELS, PIXELS, 3), np.uint8)
+    bias = tiny.pipeline.vae.quant_conv.bias
+    kept = bias.clone()
+    with torch.no_grad():
+        bias[0] = float(value)
+    try:
+        with pytest.raises(InputError, match=r"latents that are not finite of 3 of 3 images; type"):
+            encode_images(tiny, images=images)
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+    assert np.isfinite(encode_images(tiny, images=images)).all()
+
+
 def test_images_of_other_sizes_are_resized(tiny):
     grey = [np.full((size, size, 3), 77, np.uint8) for size in (20, PIXELS, 75)]
     latents = encode_images(tiny, images=grey)
