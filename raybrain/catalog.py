@@ -38,7 +38,10 @@ SCHEMES = (
 )
 """Of the file systems a dataset may be read from; each needs its own package for fsspec."""
 METADATA_HOSTS = ("metadata", "metadata.google.internal", "instance-data")
-CATALOG = Path(__file__).parent.parent / "data_catalog"
+CATALOG = Path(__file__).parent / "assets" / "data_catalog"
+"""In a checkout a link to ``data_catalog/`` at its top, in an installed package a copy."""
+OWN = "data_catalog"
+"""Folder of one's own entries where a command is typed; they go before those that are shipped."""
 
 
 class Roi(Section):
@@ -98,6 +101,26 @@ class CatalogEntry(Section):
     """Counts and checksums that the reader compares with what it finds."""
     licence: Licence
     cite: str
+
+
+def locate(dataset: str, *, beside: Path) -> str:
+    """Return a dataset's name, or the absolute path of an entry of one's own.
+
+    Parameters
+    ----------
+    dataset : str
+        As the experiment names it.
+    beside : Path
+        Folder of the experiment file, where a relative path is looked for if not here.
+    """
+    path = Path(dataset).expanduser()
+    if not dataset.endswith((".yaml", ".yml")):
+        path = Path(OWN) / f"{dataset}.yaml"
+        if not path.is_file() or path.resolve() == (CATALOG / path.name).resolve():
+            return dataset
+    elif not path.is_file() and (beside / path).is_file():
+        path = beside / path
+    return str(path.absolute())
 
 
 def load_entry(dataset: str) -> CatalogEntry:

@@ -25,7 +25,9 @@ STAGES = {
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
 COMPARE = "compare"
-DEMO = Path(__file__).parent.parent / "jobs" / "experiments" / "demo.yaml"
+INIT = "init"
+DEMO = Path(__file__).parent / "assets" / "experiments" / "demo.yaml"
+"""In a checkout behind a link to ``jobs/experiments/``, in an installed package a copy."""
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 BAD_PLACES = (
@@ -44,10 +46,12 @@ def usage() -> str:
         "raybrain reconstructs the images a person saw from their fMRI.\n\n"
         "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
         "  raybrain demo [address=value ...]\n"
-        "  raybrain compare RUN RUN ... [out=FOLDER]\n\n"
+        "  raybrain compare RUN RUN ... [out=FOLDER]\n"
+        "  raybrain init FOLDER\n\n"
         f"Stages:\n{stages}\n\n"
         "compare tells what each later run gains on the first, image by image, with intervals;\n"
-        "a run is a folder such as workspace/runs/demo, or its experiment file.\n\n"
+        "a run is a folder such as workspace/runs/demo, or its experiment file.\n"
+        "init writes an experiment and a catalog entry of one's own to start from.\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
         "  raybrain train jobs/experiments/nsd.yaml 'decode.latents.rois=[V1, V2]'\n"
         "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
@@ -127,10 +131,18 @@ def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError, load
 
     stage, *rest = words
-    if stage not in (*STAGES, COMPARE):
-        raise InputError(f"'{stage}' is not a stage; choose from {', '.join((*STAGES, COMPARE))}")
+    if stage not in (*STAGES, COMPARE, INIT):
+        known = ", ".join((*STAGES, COMPARE, INIT))
+        raise InputError(f"'{stage}' is not a stage; choose from {known}")
     if any(word in ("-h", "--help") for word in rest):
         print(usage())
+        return 0
+    if stage == INIT:
+        from raybrain.starting import init
+
+        if len(rest) != 1:
+            raise InputError("name one folder to write: raybrain init my-study")
+        print(init(rest[0]))
         return 0
     if stage == COMPARE:
         from raybrain.stages.comparing import compare
@@ -143,12 +155,14 @@ def _run(words: list[str]) -> int:
         raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
     else:
         path, *assignments = rest
+    from raybrain import catalog, pipeline
+
     experiment = load(path, tuple(assignments), schema=Experiment)
     # Ray moves the working directory of its workers, so every path is made absolute here, once.
+    absolute = {"dataset": catalog.locate(experiment.dataset, beside=Path(path).parent)}
     if "://" not in experiment.workspace:
-        absolute = str(Path(experiment.workspace).absolute())
-        experiment = experiment.model_copy(update={"workspace": absolute})
-    from raybrain import pipeline
+        absolute["workspace"] = str(Path(experiment.workspace).absolute())
+    experiment = experiment.model_copy(update=absolute)
     from raybrain.stages import checking
 
     checking.check(experiment, stage=stage)

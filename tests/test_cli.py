@@ -1,10 +1,11 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from raybrain import cli
+from raybrain import catalog, cli, config
 
 
 def test_every_stage_of_the_command_line_is_one_of_the_pipeline():
@@ -77,3 +78,40 @@ def test_a_fault_of_the_program_itself_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_run", fail)
     with pytest.raises(BrokenPipeError):
         cli.main(["plan", "x.yaml"])
+
+
+def test_a_study_of_ones_own_runs_from_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "my-study"]) == 0
+    assert "raybrain run my-study/experiment.yaml" in capsys.readouterr().out
+    assert "raybrain plan my-study/experiment.yaml" in Path("my-study/README.md").read_text()
+    experiment = config.load("my-study/experiment.yaml", schema=config.Experiment)
+    assert experiment.name == "my-study"
+    place = catalog.locate(experiment.dataset, beside=Path("my-study"))
+    assert catalog.load_entry(place).rois == catalog.load_entry("simulated").rois
+    assert cli.main(["plan", "my-study/experiment.yaml"]) == 0
+    monkeypatch.chdir(tmp_path / "my-study")
+    assert cli.main(["plan", "experiment.yaml"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("words", [["init"], ["init", "a", "b"], ["init", "full"], ["init", "a b"]])
+def test_init_overwrites_nothing_and_says_what_it_wants(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [str(p) for p in Path().rglob("*") if p.is_file()] == ["full/notes.txt"]
+
+
+def test_entries_in_ones_own_catalog_go_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert catalog.locate("nsd", beside=tmp_path) == "nsd"
+    own = tmp_path / "data_catalog/nsd.yaml"
+    own.parent.mkdir()
+    text = (catalog.CATALOG / "nsd.yaml").read_text()
+    own.write_text(text.replace("title: ", "title: Our copy of ", 1))
+    assert catalog.locate("nsd", beside=tmp_path) == str(own)
+    assert catalog.load_entry(str(own)).title.startswith("Our copy of")
+    assert catalog.load_entry(str(own)).name == "nsd"

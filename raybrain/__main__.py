@@ -1,0 +1,7 @@
+"""``python -m raybrain``, the same as ``raybrain``."""
+
+import sys
+
+from raybrain.cli import main
+
+sys.exit(main())
