@@ -154,8 +154,8 @@ class Painter:
 
 
 def samples_of(settings: Reconstruct, *, row: str) -> int:
-    """Return how often each image of a row is drawn: once shows what a mode of its own gives."""
-    return 1 if row in OWN_MODE else settings.samples
+    """Return how often each image of a row is drawn: once shows what a reference gives."""
+    return settings.samples if row == SYSTEM else 1
 
 
 def drawn_rows(experiment: Experiment) -> tuple[str, ...]:
