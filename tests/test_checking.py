@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raybrain import cli, config, diffusion
+from raybrain import catalog, cli, config, diffusion
 from raybrain.config import Experiment
 from raybrain.diffusion.checkpoint import POCKET_DIFFUSION
 from raybrain.stages import checking, extent, planning
@@ -47,7 +47,7 @@ def test_the_demo_has_no_faults(load):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("reconstruct.steps=1", "leaves no step to draw; type reconstruct.steps=2"),
+        ("reconstruct.steps=1", "leaves no step to draw; type reconstruct.steps=3"),
         ("reconstruct.steps=1001", "type reconstruct.steps=1000 or less"),
         ("evaluate.protocol=takagi-v1", "takagi-v1 needs weights that are not in"),
         ("features.tokens=9999", "'features.tokens' is 9999"),
@@ -189,7 +189,8 @@ def test_too_little_disk_is_told_before_anything_is_written(load, monkeypatch):
     pixels = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=experiment.reconstruct
     )
-    assert needed > 4 * 100 * 2 * pixels**2 * 3 / 2  # half of what is drawn, and more
+    # Half of what is drawn, the system's samples and the ceiling once, and more.
+    assert needed > 4 * (100 + 1) * pixels**2 * 3 / 2
     for free, faults in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free, 0, free))
         found = told(experiment)
@@ -240,7 +241,7 @@ def test_a_network_without_validation_images_is_told(load, monkeypatch):
 
 @pytest.mark.parametrize(("validation", "faults"), [(0.0, 1), (0.1, 0)])
 def test_an_entry_without_validation_is_told_before_ingest(load, tmp_path, validation, faults):
-    entry = yaml.safe_load((cli.DEMO.parents[2] / "data_catalog/simulated.yaml").read_text())
+    entry = yaml.safe_load((catalog.CATALOG / "simulated.yaml").read_text())
     entry["split"]["validation"] = validation
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entry))
     assert len(told(load(NETWORK, f"dataset={tmp_path}/mine.yaml"))) == faults
