@@ -31,12 +31,11 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# What is never imported need not be compiled: Python does it at the first import.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[s3,test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[s3,test,lint]"
 	touch $@
