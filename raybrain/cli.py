@@ -142,7 +142,7 @@ def _run(words: list[str]) -> int:
 
         if len(rest) != 1:
             raise InputError("name one folder to write: raybrain init my-study")
-        print(init(rest[0]))
+        print(init(rest[0], example=DEMO))
         return 0
     if stage == COMPARE:
         from raybrain.stages.comparing import compare
@@ -155,7 +155,7 @@ def _run(words: list[str]) -> int:
         raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
     else:
         path, *assignments = rest
-    from raybrain import catalog, pipeline
+    from raybrain import catalog
 
     experiment = load(path, tuple(assignments), schema=Experiment)
     # Ray moves the working directory of its workers, so every path is made absolute here, once.
@@ -163,6 +163,7 @@ def _run(words: list[str]) -> int:
     if "://" not in experiment.workspace:
         absolute["workspace"] = str(Path(experiment.workspace).absolute())
     experiment = experiment.model_copy(update=absolute)
+    from raybrain import pipeline
     from raybrain.stages import checking
 
     checking.check(experiment, stage=stage)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from raybrain.catalog import CATALOG
 from raybrain.config import InputError
 
-EXPERIMENTS = Path(__file__).parent / "assets" / "experiments"
-CATALOG = Path(__file__).parent / "assets" / "data_catalog"
 README = """# {name}
 
     raybrain plan {experiment}     # what is there, what would run
@@ -21,8 +20,8 @@ type the first line again: it names every file that is missing.
 """
 
 
-def init(folder: str) -> str:
-    """Write an experiment, its catalog entry and a README; return what to type next.
+def init(folder: str, *, example: Path) -> str:
+    """Write the example experiment, its catalog entry and a README; return what to type next.
 
     Raises
     ------
@@ -37,7 +36,7 @@ def init(folder: str) -> str:
         raise InputError(
             f"'{name}' is no name of an experiment; use letters, digits, '.', '_' and '-'"
         )
-    experiment = (EXPERIMENTS / "demo.yaml").read_text(encoding="utf-8")
+    experiment = example.read_text(encoding="utf-8")
     experiment = re.sub(r"(?m)^name: .*$", f"name: {name}", experiment)
     experiment = re.sub(
         r"(?m)^dataset: .*$", "dataset: my_dataset.yaml   # beside this file", experiment

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Splits = Literal["training", "test"]
 IMAGES_PER_CHUNK = 64
+DAMAGED = (OSError, RuntimeError, ValueError, TypeError, zlib.error)
+"""What numpy, HDF5 and Zarr raise on damaged content."""
 TRIAL_COLUMNS = ("image_id", "session", "run", "repeat", "split")
 
 
@@ -174,7 +176,8 @@ def beta_blocks(path: str) -> list[Block]:
 
 def extreme_betas(path: str, block: Block) -> tuple[np.ndarray, np.ndarray]:
     """Return the smallest and the largest beta as stored, (voxel,) each, of one chunk."""
-    chunk = np.asarray(_array(zarr.open_group(path, mode="r"), "betas")[block.start : block.stop])
+    array = _array(zarr.open_group(path, mode="r"), "betas")
+    chunk = _rows(array, slice(block.start, block.stop))
     return chunk.min(axis=0), chunk.max(axis=0)
 
 
@@ -321,7 +324,7 @@ def open_foreign(path: str, *, storage: Mapping[str, Any]) -> zarr.Array:
     options = dict(storage) if "://" in path else None
     try:
         found = zarr.open(path, mode="r", storage_options=options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*DAMAGED, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a Zarr array ({error}); write it again") from None
     if not isinstance(found, zarr.Array):
         raise InputError(f"{path} is a Zarr group; give the path of the array within it")
@@ -348,7 +351,7 @@ def _rows(array: zarr.Array, rows: slice | np.ndarray) -> np.ndarray:
     """
     try:
         found = array[rows] if isinstance(rows, slice) else array.oindex[rows]
-    except (ValueError, TypeError, RuntimeError, OSError, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{array.store_path} has a damaged chunk ({error}); delete the folder it lies in and "
             f"run again, it is made anew"

@@ -112,9 +112,8 @@ def read_dataset(entry: catalog.CatalogEntry, subject: str) -> Callable[[Path], 
 
 
 def write_checkpoint(root: Path) -> None:
-    """Write the pocket generator without its weights' numbers: their headers tell enough."""
-    source = ROOT / "raybrain/assets/pocket-diffusion"
-    shutil.copytree(source, root, dirs_exist_ok=True)
+    """Write a copy of the generator that comes with the package."""
+    shutil.copytree(ROOT / "raybrain/assets/pocket-diffusion", root, dirs_exist_ok=True)
 
 
 def write_settings(root: Path) -> None:

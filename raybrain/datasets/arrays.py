@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import tokenize
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from raybrain.config import Ingest
 
 BETAS = ("betas.npy", "betas.h5", "betas.hdf5", "betas.zarr")
-_DAMAGED = (OSError, RuntimeError, ValueError, TypeError, zlib.error)
-"""What numpy, HDF5 and Zarr raise on damaged content."""
 KEYS = ("betas", "betasmd")
 """Datasets of an HDF5 file that are looked for; GLMsingle writes betasmd."""
 
@@ -71,7 +68,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         If a file is missing or does not fit another; the message names the file and the remedy.
     """
     layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
-    place = Root(root, get=entry.get, storage=entry.storage, again="write it again")
+    place = _place(entry, root)
     folder = _folder(place, subject=subject)
     table = read_trials(place, f"{folder}trials.csv")
     betas = _find_betas(place, folder=folder)
@@ -157,7 +154,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return what the folder must hold, present or not."""
-    place = Root(root, get=entry.get, storage=entry.storage, again="write it again")
+    place = _place(entry, root)
     folder = _folder(place, subject=subject)
     betas = f"{folder}{BETAS[0]}"
     with contextlib.suppress(InputError):  # the plan tells what is missing
@@ -186,7 +183,7 @@ def open_array(root: Root, path: str, *, key: str | None) -> Iterator[Any]:
         with root.local(path) as file:
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (*_DAMAGED, EOFError, SyntaxError, tokenize.TokenError) as error:
+            except (*store.DAMAGED, EOFError, SyntaxError, tokenize.TokenError) as error:
                 raise InputError(
                     f"{name} is not a whole array of numbers ({error}); a dictionary saved by "
                     f"GLMsingle becomes one by numpy.save('betas.npy', results['betasmd'])"
@@ -197,7 +194,7 @@ def open_array(root: Root, path: str, *, key: str | None) -> Iterator[Any]:
             try:
                 content = stack.enter_context(h5py.File(file, "r"))
                 dataset = _dataset(content, key=key, name=name)
-            except (*_DAMAGED, KeyError) as error:
+            except (*store.DAMAGED, KeyError) as error:
                 raise InputError(f"{name} cannot be read ({error}); {root.again}") from None
             yield dataset
 
@@ -211,6 +208,10 @@ def _dataset(content: h5py.File, *, key: str | None, name: str) -> h5py.Dataset:
             f"name it as 'layout: {{key: ...}}' in the catalog entry"
         )
     return content[found[0]]
+
+
+def _place(entry: CatalogEntry, root: str) -> Root:
+    return Root(root, get=entry.get, storage=entry.storage, again="write it again")
 
 
 def _folder(place: Root, *, subject: str) -> str:
@@ -273,7 +274,7 @@ def _read_session(
             raise InputError(f"{root.at(path)} has changed while it was read; start again")
         try:
             block = read_trials_of(array, axes, first=first, last=last)[:, voxels]
-        except _DAMAGED as error:
+        except store.DAMAGED as error:
             raise InputError(f"{root.at(path)} cannot be read ({error}); {root.again}") from None
         if path.endswith(".zarr"):
             _check_chunks(array, block, axes=axes, first=first, name=root.at(path))

@@ -8,7 +8,7 @@ fits the table of trials and the positions of the voxels is taken if nothing els
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -86,13 +86,13 @@ def grid_of(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(shape[names.index(axis)] for axis in space)
 
 
-def read_trials_of(array: object, axes: Axes, *, first: int, last: int) -> np.ndarray:
+def read_trials_of(array: Any, axes: Axes, *, first: int, last: int) -> np.ndarray:
     """Return (trial, voxel) of consecutive trials, voxels in C order of (x, y, z)."""
     names = axes.split()
     if names[0] == "trial":
-        block = np.asarray(array[first:last])  # type: ignore[index]
+        block = np.asarray(array[first:last])
     else:
-        block = np.asarray(array[..., first:last])  # type: ignore[index]
+        block = np.asarray(array[..., first:last])
     order = ["trial", "voxel"] if len(names) == 2 else ["trial", "x", "y", "z"]
     return block.transpose([names.index(axis) for axis in order]).reshape(last - first, -1)
 

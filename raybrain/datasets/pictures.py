@@ -57,9 +57,7 @@ def decode(content: bytes, *, name: str, background: str = "white") -> np.ndarra
         with _opened(content) as picture:
             upright = ImageOps.exif_transpose(picture)
             return _eight_bits(upright, name=name, background=background)
-    except InputError:
-        raise
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds on a damaged file
         raise _unreadable(name, error) from None

@@ -140,7 +140,7 @@ def numbers(table: pd.DataFrame, column: str, *, name: str) -> np.ndarray:
     values = table[column]
     if not pd.api.types.is_bool_dtype(values) and pd.api.types.is_numeric_dtype(values):
         return values.to_numpy(dtype=np.float64)
-    words = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    words = _words(values)
     found = pd.to_numeric(words.where(~words.isin(ABSENT)), errors="coerce")
     bad = np.flatnonzero(found.isna() & ~words.isin(ABSENT))
     if len(bad):
@@ -167,7 +167,7 @@ def flags(table: pd.DataFrame, column: str, *, name: str) -> np.ndarray:
         bad = np.flatnonzero((found != 0) & (found != 1))
         yes = found == 1
     else:
-        words = values.astype(object).where(values.notna(), "").astype(str).str.strip().str.lower()
+        words = _words(values).str.lower()
         yes = words.isin(YES).to_numpy()
         bad = np.flatnonzero(~yes & ~words.isin(NO).to_numpy())
     if len(bad):
@@ -185,6 +185,10 @@ def check_ceiling(ceiling: np.ndarray, *, name: str) -> None:
             f"{name} has noise ceilings outside 0..1; write the explainable variance of a single "
             f"trial as a fraction (percent / 100), or nothing where it is not known"
         )
+
+
+def _words(values: pd.Series) -> pd.Series:
+    return values.astype(object).where(values.notna(), "").astype(str).str.strip()
 
 
 def _quoted(table: pd.DataFrame, column: str, row: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raybrain.pretraining.image_encoder import behind_noise
+from raybrain.pretraining.image_encoder import behind_noise, principal_components
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class LatentPrior:
 
 def fit_latent_prior(latents: Tensor, *, weight: Tensor) -> LatentPrior:
     """Return the principal components of latents (n, c, h, w), each weighted by `weight` (n,)."""
-    rows = latents.flatten(1).double()
     share = (weight.double() / weight.double().sum())[:, None]
-    mean = (share * rows).sum(0)
-    variance, axes = torch.linalg.eigh((share * (rows - mean)).T @ (rows - mean))
-    variance = variance.flip(0).clamp(min=1e-6 * float(variance.mean()))
-    return LatentPrior(mean.float(), axes.flip(1).float().contiguous(), variance.float())
+    mean, variance, axes = principal_components(latents.flatten(1).double(), share=share)
+    variance = variance.clamp(min=1e-6 * float(variance.mean()))
+    return LatentPrior(mean.float(), axes.float().contiguous(), variance.float())
 
 
 def draw_noise(count: int, *, between: tuple[float, float]) -> Tensor:

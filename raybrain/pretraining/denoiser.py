@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raybrain.pretraining.degradation import LatentPrior, draw_noise
 from raybrain.pretraining.image_encoder import (
@@ -18,14 +17,14 @@ from raybrain.pretraining.image_encoder import (
     new_noising_scheduler,
 )
 from raybrain.pretraining.optimise import Progress, optimise
-from raybrain.pretraining.perception import Eye
+from raybrain.pretraining.perception import Eye, enlarged
 from raybrain.pretraining.pictures import to_unit
 from raybrain.pretraining.settings import Denoiser, ImageEncoder
 
 STARTED_BETWEEN = (0.4, 0.95)
 """Share of the noise steps between which drawing starts from degraded latents."""
 LOOKED_AT = 96
-"""Pixels along one side that Lite1 is given in training: it sees little in 64."""
+"""Pixels along one side that Lite1 is given in training."""
 
 
 def new_denoiser(
@@ -168,7 +167,7 @@ class VelocityLoss(nn.Module):
         # Stratified over the batch: lower variance than independent draws.
         spread = ((torch.rand(1) + torch.arange(n) / n) % 1)[torch.randperm(n)]
         noise = torch.randn_like(latents)
-        if self.prior is not None and self.settings.degraded:
+        if self.prior is not None:
             spread, noise = self._degraded(latents, spread=spread, noise=noise)
         step = (spread * steps).long().to(latents.device)
         kept = self.kept[step][:, None, None, None]
@@ -192,7 +191,9 @@ class VelocityLoss(nn.Module):
             looked = slice(len(pixels))
             clean = (kept.sqrt() * noisy - (1 - kept).sqrt() * found)[looked]
             drawn = self.vae.decode(clean / self.vae.config.scaling_factor).sample
-            terms["perceptual"] = self.eye.distance(_enlarged(drawn), _enlarged(pixels))
+            terms["perceptual"] = self.eye.distance(
+                enlarged(drawn, size=LOOKED_AT), enlarged(pixels, size=LOOKED_AT)
+            )
             loss = loss + self.settings.perceptual * terms["perceptual"]
         return {"loss": loss, **terms}
 
@@ -214,10 +215,6 @@ class VelocityLoss(nn.Module):
         share = (kept / (1 - kept)).sqrt() * chosen.to(device)
         off = share[:, None, None, None] * (found - latents)
         return torch.where(chosen, spread * started, spread), noise + off
-
-
-def _enlarged(pixels: Tensor) -> Tensor:
-    return functional.interpolate(pixels, size=LOOKED_AT, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

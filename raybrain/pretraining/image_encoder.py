@@ -55,22 +55,30 @@ def fit_projection(encoder: Lite1WithProjection, *, features: Tensor, weight: Te
     scale = torch.where(
         deviation > 1e-6 * deviation.max(), 1 / (deviation * layers.sqrt()).clamp(min=1e-12), 0.0
     )
-    standard = (rows - mean) * scale
-    variance, axes = torch.linalg.eigh((share * standard).T @ standard)
-    order = variance.argsort(descending=True)[: encoder.projection.out_features]
-    kept = variance[order]
+    _, variance, axes = principal_components((rows - mean) * scale, share=share)
+    kept = variance[: encoder.projection.out_features]
     rank = int((variance > 1e-9 * variance.max()).sum())
     if rank < len(kept):
         raise InputError(
             f"image_encoder.components is {len(kept)}, but the features of these pictures vary in "
             f"{rank} directions only; type image_encoder.components={rank} or less"
         )
-    axes = axes[:, order]
+    axes = axes[:, : len(kept)]
     axes = axes * axes.sum(0).sign()  # eigenvectors have no sign of their own
     weight_of = (axes / kept.sqrt()).T * scale
     encoder.projection.weight.copy_(weight_of)
     encoder.projection.bias.copy_(-(weight_of @ mean))
     encoder.projection.variance.copy_(kept)
+
+
+def principal_components(rows: Tensor, *, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (d,), variances (d,) and axes (d, d) of rows (n, d), largest variance first.
+
+    ``share`` (n, 1) is the weight of each row and adds up to 1.
+    """
+    mean = (share * rows).sum(0)
+    variance, axes = torch.linalg.eigh((share * (rows - mean)).T @ (rows - mean))
+    return mean, variance.flip(0), axes.flip(1)
 
 
 def behind_noise(embeds: Tensor, *, variance: Tensor, noise: Tensor) -> Tensor:

@@ -54,5 +54,9 @@ class Eye(nn.Module):
     @torch.no_grad()
     def embed(self, pixels: Tensor, *, size: int = 128) -> Tensor:
         """Return pooled features (n, 1280) of pixels (n, 3, h, w) in -1..1, enlarged to `size`."""
-        large = functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return self.network.extract_features(as_lite1(large)).mean((2, 3))
+        return self.network.extract_features(as_lite1(enlarged(pixels, size=size))).mean((2, 3))
+
+
+def enlarged(pixels: Tensor, *, size: int) -> Tensor:
+    """Return pixels (n, 3, h, w) with `size` along each side: Lite1 sees little in 64."""
+    return functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)

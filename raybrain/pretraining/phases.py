@@ -161,7 +161,9 @@ def _begin_denoiser(
     objective = VelocityLoss(
         parts.unet,
         settings=settings.denoiser,
-        prior=fit_latent_prior(latents[:2].flatten(0, 1), weight=weight),
+        prior=fit_latent_prior(latents[:2].flatten(0, 1), weight=weight)
+        if settings.denoiser.degraded
+        else None,
         vae=parts.vae,
     )
     encoder = parts.image_encoder
