@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from pathlib import Path
 from typing import Any, Literal
@@ -142,6 +143,13 @@ def load_entry(dataset: str) -> CatalogEntry:
             f"dataset '{dataset}' is not in the catalog ({names}) and is not an entry file; "
             f"name one of these or give the path of a .yaml file"
         )
+    about = path.stat()
+    return _read_entry(path, (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _read_entry(path: Path, _version: tuple[int, ...]) -> CatalogEntry:
+    """Read an entry once for each version of its file: every output's seal asks for it."""
     tree, spelled = read_mapping(path, example="title: What we measured")
     written = as_written(tree, spelled, CatalogEntry)
     return validate({"name": path.stem, **written}, schema=CatalogEntry, source=str(path))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from raybrain import __version__, cluster, config, outputs, places, seal, tracking
+from raybrain import __version__, claims, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, checking, say
@@ -177,14 +177,18 @@ RUN: dict[str, Callable[[Experiment], None]] = {
 
 def _make(experiment: Experiment, output: Output, work: Work) -> None:
     """Bring ``output`` to its sealed state, in one tracked run, unless it is there already."""
-    started = time.monotonic()
     change = experiment.on_change
-    before = seal.permitted(output.folder, wanted=output.seal, on_change=change)
-    if before.state == "sealed":
-        say(output.stage, f"sealed already: {output.folder}")
+    if _stands(experiment, output).state == "sealed":
         return
     # What the cluster cannot give is refused before anything is written or removed.
-    with cluster.connect(needs_of(experiment, output.stage)):
+    with (
+        cluster.connect(needs_of(experiment, output.stage)),
+        claims.claim(output.folder, waits=functools.partial(say, output.stage)),
+    ):
+        before = _stands(experiment, output)  # another command may have made it meanwhile
+        if before.state == "sealed":
+            return
+        started = time.monotonic()
         if before.differences:
             say(output.stage, f"again, because {'; '.join(before.differences)}")
         if before.state == "unfinished":
@@ -211,6 +215,14 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
             )
             seal.finish(output.folder, seal=replace(output.seal, notes=notes))
     say(output.stage, f"{made.summary} ({seconds:.1f} s)")
+
+
+def _stands(experiment: Experiment, output: Output) -> seal.Status:
+    """Return where ``output`` stands, say so if it is sealed, and raise if it may not be redone."""
+    found = seal.permitted(output.folder, wanted=output.seal, on_change=experiment.on_change)
+    if found.state == "sealed":
+        say(output.stage, f"sealed already: {output.folder}")
+    return found
 
 
 def _make_all(

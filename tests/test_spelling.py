@@ -1,5 +1,7 @@
 """Text stays as it was written, and YAML that cannot be meant is one sentence."""
 
+import os
+
 import pytest
 import yaml
 
@@ -72,6 +74,19 @@ def test_numbers_truths_and_absent_values_are_still_those(load):
 def test_what_is_no_text_is_refused(load, value):
     with pytest.raises(InputError, match="'subject'"):
         load(f"subject={value}")
+
+
+def test_a_catalog_entry_is_read_once_for_each_version_of_its_file(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(ENTRY)
+    first = catalog.load_entry(str(file))
+    with monkeypatch.context() as changed:
+        changed.setattr(catalog, "read_mapping", lambda *_, **__: pytest.fail("read again"))
+        assert catalog.load_entry(str(file)) is first
+    written = file.stat()
+    file.write_text(ENTRY.replace("1e5", "1e6"))
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert catalog.load_entry(str(file)).subjects == ("01", "1e6", "yes", "02", "2001-01-01")
 
 
 def test_a_catalog_entry_keeps_its_spelling(tmp_path):
