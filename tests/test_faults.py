@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,17 @@ def test_a_disk_too_full_for_the_record_of_runs_is_one_sentence(
     assert process.returncode == 0, said[-3000:]
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Forbid all writing in a folder, to root as well."""
+    try:
+        if subprocess.run(["chattr", "-R", "+i", str(folder)], capture_output=True).returncode:
+            pytest.skip("a folder cannot be locked here: needs root and a file system that can")
+        yield
+    finally:
+        subprocess.run(["chattr", "-R", "-i", str(folder)], check=True)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_folder_that_is_locked_midway_is_one_sentence_and_the_command_goes_on(
     finished, experiment_file, tmp_path, stage
@@ -285,16 +297,14 @@ def test_a_folder_that_is_locked_midway_is_one_sentence_and_the_command_goes_on(
     experiment = load_experiment(experiment_file, place)
     output = next(one for one in outputs_of(experiment).values() if one.stage == stage)
     folder = Path(output.folder)
-    folder.mkdir(parents=True)
-    # Root may write where permissions forbid it, but not where the file system does.
-    locked = subprocess.run(["chattr", "+i", str(folder)], capture_output=True)
-    if locked.returncode:
-        pytest.skip("a folder cannot be locked here: needs root and a file system with attributes")
-    try:
-        process = start(experiment_file, place)
+    process = start(experiment_file, place)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / seal.BEGUN).exists():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with locked(folder):
         said = finish(process)
-    finally:
-        subprocess.run(["chattr", "-i", str(folder)], check=True)
     assert process.returncode == 2, said[-3000:]
     assert "Traceback" not in said
     assert str(folder) in said.splitlines()[-1]

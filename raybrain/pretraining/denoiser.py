@@ -23,9 +23,8 @@ from raybrain.pretraining.settings import Denoiser, ImageEncoder
 
 STARTED_BETWEEN = (0.4, 0.95)
 """Share of the noise steps between which drawing starts from degraded latents."""
-LOOKED_AT = (72, 120)
-"""Pixels along one side that Lite1 is given in training, another number each time: what fools a
-network changes with the size, what a picture shows does not."""
+LOOKED_AT = 96
+"""Pixels along one side that Lite1 is given in training."""
 
 
 def new_denoiser(
@@ -110,8 +109,7 @@ class VelocityLoss(nn.Module):
     v = sqrt(a) noise - sqrt(1 - a) latents (Salimans & Ho 2022); weight min(SNR, c) / (SNR + 1),
     the min-SNR weight for v (Hang et al. 2023). Beside it the perceptual distance of the decoded
     prediction (after Lin & Yang 2024): squared error alone is content with an average of pictures,
-    and few drawing steps do not get away from it. And how far off its content is: what decides
-    which of many pictures it is taken for has little part in any distance place by place.
+    and few drawing steps do not get away from it.
 
     Parameters
     ----------
@@ -140,7 +138,7 @@ class VelocityLoss(nn.Module):
         self.settings = settings
         self.prior = prior
         self.eye = None
-        if vae is not None and settings.looks:
+        if vae is not None and settings.perceptual:
             self.vae = vae.requires_grad_(False)
             self.eye = Eye()
 
@@ -193,12 +191,10 @@ class VelocityLoss(nn.Module):
             looked = slice(len(pixels))
             clean = (kept.sqrt() * noisy - (1 - kept).sqrt() * found)[looked]
             drawn = self.vae.decode(clean / self.vae.config.scaling_factor).sample
-            size = int(torch.randint(LOOKED_AT[0], LOOKED_AT[1] + 1, ()))
-            terms["perceptual"], terms["content"] = self.eye.distances(
-                enlarged(drawn, size=size), enlarged(pixels, size=size)
+            terms["perceptual"] = self.eye.distance(
+                enlarged(drawn, size=LOOKED_AT), enlarged(pixels, size=LOOKED_AT)
             )
             loss = loss + self.settings.perceptual * terms["perceptual"]
-            loss = loss + self.settings.content * terms["content"]
         return {"loss": loss, **terms}
 
     def _degraded(self, latents: Tensor, *, spread: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +294,7 @@ def fit_denoiser(
             beside = torch.tensor(loss.settings.caption_beside_image)
             with_caption = torch.where(alone, with_caption, beside)
         said = torch.where((torch.rand(count) < with_caption)[:, None, None], said, empty)
-        looked = round(loss.settings.looked_at * count) if loss.settings.looks else 0
+        looked = round(loss.settings.looked_at * count) if loss.settings.perceptual else 0
         seen = to_unit(pixels[copy[:looked], chosen[:looked]])
         if pictured is None:
             return latents[copy, chosen], said, seen

@@ -32,14 +32,6 @@ class Eye(nn.Module):
                 maps.append(x)
         return maps
 
-    def pooled(self, coarse: Tensor) -> Tensor:
-        """Return what classifies a picture (n, 1280), of the last of its `stages`."""
-        network = self.network
-        x = coarse
-        for block in network._blocks[STAGES[-1] + 1 :]:
-            x = block(x)
-        return network._swish(network._bn1(network._conv_head(x))).mean((2, 3))
-
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the mean squared distance of unit-length features, averaged over four stages.
 
@@ -52,38 +44,17 @@ class Eye(nn.Module):
         """
         with torch.no_grad():
             wanted = self.stages(other)
-        return _apart(self.stages(one), wanted)
-
-    def distances(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `distance`, and 1 - correlation of the pooled features, averaged over pictures.
-
-        The first asks what is where; the second only of what the picture is.
-        """
-        with torch.no_grad():
-            wanted = self.stages(other)
-            wanted_pooled = self.pooled(wanted[-1])
         found = self.stages(one)
-        content = 1 - _correlations(self.pooled(found[-1]), wanted_pooled).mean()
-        return _apart(found, wanted), content
+        apart = [
+            (functional.normalize(a, dim=1) - functional.normalize(b, dim=1)).square().sum(1).mean()
+            for a, b in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(apart).mean()
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, *, size: int = 128) -> Tensor:
         """Return pooled features (n, 1280) of pixels (n, 3, h, w) in -1..1, enlarged to `size`."""
         return self.network.extract_features(as_lite1(enlarged(pixels, size=size))).mean((2, 3))
-
-
-def _apart(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    apart = [
-        (functional.normalize(a, dim=1) - functional.normalize(b, dim=1)).square().sum(1).mean()
-        for a, b in zip(found, wanted, strict=True)
-    ]
-    return torch.stack(apart).mean()
-
-
-def _correlations(one: Tensor, other: Tensor) -> Tensor:
-    return functional.cosine_similarity(
-        one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
-    )
 
 
 def enlarged(pixels: Tensor, *, size: int) -> Tensor:

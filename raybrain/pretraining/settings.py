@@ -125,10 +125,8 @@ class Denoiser(Section):
     """Varied copies of every picture that are encoded once."""
     perceptual: Weight = 0.0
     """Weight of the EfficientNet-Lite1 distance of the decoded prediction."""
-    content: Weight = 0.0
-    """Weight of 1 - correlation of the decoded prediction's pooled EfficientNet-Lite1 features."""
     looked_at: Fraction = 0.25
-    """Share of samples whose prediction is decoded for these, which costs as much as they do."""
+    """Share of samples whose prediction is decoded for it, which costs as much as they do."""
     degraded: Fraction = 0.0
     """Share of samples on the way from latents as a brain gives them to the true ones."""
     degraded_noise: tuple[Rate, Rate] = (1.0, 60.0)
@@ -143,11 +141,6 @@ class Denoiser(Section):
     optimisation: Optimisation = Optimisation(
         steps=5000, batch_size=48, lr=8e-4, ema=0.999, precision="bfloat16"
     )
-
-    @property
-    def looks(self) -> bool:
-        """Whether predictions are decoded and looked at."""
-        return bool(self.perceptual or self.content)
 
 
 class Pretraining(Section):
