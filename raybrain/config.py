@@ -60,6 +60,11 @@ def fill_environment(text: str) -> str:
     ------
     InputError
         If a variable without a default is not set.
+
+    Examples
+    --------
+    >>> fill_environment("${SURELY_NOT_SET:-/data}/nsd")
+    '/data/nsd'
     """
 
     def value(match: re.Match[str]) -> str:
@@ -88,7 +93,13 @@ def _location(text: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Return whether a URL holds a password, a token or a signature."""
+    """Return whether a URL holds a password, a token or a signature.
+
+    Examples
+    --------
+    >>> holds_secret("postgresql://me:word@host/db"), holds_secret("s3://lab/workspace")
+    (True, False)
+    """
     if "://" not in address:
         return False
     try:
@@ -452,7 +463,13 @@ TARGET_OF = {"z": "latents", "c": "prompt_embeds", "e": "image_embeds"}
 
 
 def letters(mode: str) -> frozenset[str]:
-    """Return the letters of `TARGET_OF` that a mode draws from."""
+    """Return the letters of `TARGET_OF` that a mode draws from.
+
+    Examples
+    --------
+    >>> sorted(letters("z+e")), sorted(letters("takagi"))
+    (['e', 'z'], ['c', 'z'])
+    """
     return frozenset("zc") if mode == "takagi" else frozenset(mode.split("+"))
 
 
@@ -616,7 +633,13 @@ DRAWN_OF_PRIOR = ("sampling_steps", "guidance")
 
 
 def changes_drawing(address: str) -> bool:
-    """Return whether an address changes what is drawn and not what is decoded."""
+    """Return whether an address changes what is drawn and not what is decoded.
+
+    Examples
+    --------
+    >>> changes_drawing("reconstruct.steps"), changes_drawing("decode.latents.rois")
+    (True, False)
+    """
     section, *rest = address.split(".")
     return section == "reconstruct" or (rest[1:2] == ["prior"] and rest[-1] in DRAWN_OF_PRIOR)
 
@@ -791,7 +814,13 @@ def validate(tree: dict[str, Any], *, schema: type[Tree], source: str) -> Tree:
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of ``section`` by dotted address, as plain YAML values."""
+    """Return every leaf of ``section`` by dotted address, as plain YAML values.
+
+    Examples
+    --------
+    >>> flatten(Resources(tune=Workers(max=3)))["tune.max"]
+    3
+    """
     leaves: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

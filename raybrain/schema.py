@@ -24,6 +24,12 @@ def json_schema(section: type[BaseModel], *, filled_in: tuple[str, ...] = ()) ->
         Root of the file, such as `raybrain.config.Experiment`.
     filled_in : tuple of str
         Settings of the root that the file need not give, because whoever reads it knows them.
+
+    Examples
+    --------
+    >>> from raybrain.config import Workers
+    >>> json_schema(Workers)["properties"]["cpus"]["description"]
+    'CPUs of each.'
     """
     schema = section.model_json_schema()
     for model in sections_of(section):
