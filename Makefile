@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test slow benchmark lint clean
+.PHONY: demo test slow benchmark lint docs clean
 
 demo: .venv/installed
 	$(BIN)/raybrain demo
@@ -25,8 +25,13 @@ lint: .venv/installed-test
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+# -W: a broken link, a name that is not there or an example that does not run fails the build.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf .venv workspace *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv workspace docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -37,5 +42,9 @@ clean:
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[s3,test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[s3,plots,test,lint]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@

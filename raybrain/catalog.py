@@ -49,9 +49,13 @@ class Roi(Section):
     """Voxels by atlas and label name, by columns of a voxel table, or as a union of other ROIs."""
 
     atlas: str | None = None
+    """Name of the dataset's own label file."""
     labels: tuple[str, ...] = ()
+    """Labels of the atlas; all above 0 when not given."""
     columns: tuple[str, ...] = ()
+    """Columns of the voxel table; a voxel belongs where any of them marks it."""
     union: tuple[str, ...] = ()
+    """Other ROIs of this entry."""
     published: dict[str, int] = Field(default_factory=dict)
     """Subject -> published number of voxels, printed beside the number found."""
 
@@ -69,6 +73,7 @@ class Split(Section):
     test: str
     """A rule the reader knows by name, such as shared1000, 982 or zero_shot."""
     validation: Fraction = 0.1
+    """Share of the training images (or groups) set aside to choose by."""
     group: Literal["image", "concept", "run", "cluster"] = "image"
     """What must not be divided between training and validation."""
 
@@ -77,16 +82,22 @@ class Licence(Section):
     """Terms of use."""
 
     name: str
+    """As its publisher calls it."""
     url: str
+    """Where its text is."""
     redistributable: bool
+    """Whether stimuli may be copied into reports and MLflow."""
 
 
 class CatalogEntry(Section):
     """One dataset."""
 
     name: PathPart
+    """What experiments call it; the name of the file when not given."""
     title: str
+    """For people."""
     reader: Literal["nsd", "things", "haxby", "arrays"]
+    """Layout on disk."""
     root: str
     """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""
     get: str = ""
@@ -96,12 +107,17 @@ class CatalogEntry(Section):
     layout: dict[str, Any] = Field(default_factory=dict)
     """Choices within the layout, such as betas and space for NSD."""
     subjects: tuple[PathPart, ...]
+    """Names as experiments use them."""
     rois: dict[PathPart, Roi]
+    """Name -> which voxels."""
     split: Split
+    """Which trials are test, and how validation is set aside."""
     expect: dict[str, Any] = Field(default_factory=dict)
     """Counts and checksums that the reader compares with what it finds."""
     licence: Licence
+    """Terms under which the data may be used."""
     cite: str
+    """What to cite."""
 
 
 def locate(dataset: str, *, beside: Path) -> str:

@@ -26,6 +26,9 @@ STAGES = {
 }
 COMPARE = "compare"
 INIT = "init"
+SCHEMA = "schema"
+SCHEMAS = ("experiment", "catalog", "pretraining")
+"""Kinds of files whose schema can be printed."""
 DEMO = Path(__file__).parent / "assets" / "experiments" / "demo.yaml"
 """In a checkout behind a link to ``jobs/experiments/``, in an installed package a copy."""
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
@@ -47,11 +50,13 @@ def usage() -> str:
         "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
         "  raybrain demo [address=value ...]\n"
         "  raybrain compare RUN RUN ... [out=FOLDER]\n"
-        "  raybrain init FOLDER\n\n"
+        "  raybrain init FOLDER\n"
+        f"  raybrain schema [{'|'.join(SCHEMAS)}]\n\n"
         f"Stages:\n{stages}\n\n"
         "compare tells what each later run gains on the first, image by image, with intervals;\n"
         "a run is a folder such as workspace/runs/demo, or its experiment file.\n"
-        "init writes an experiment and a catalog entry of one's own to start from.\n\n"
+        "init writes an experiment and a catalog entry of one's own to start from.\n"
+        "schema prints the JSON Schema of such files, by which editors complete and check them.\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
         "  raybrain train jobs/experiments/nsd.yaml 'decode.latents.rois=[V1, V2]'\n"
         "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
@@ -131,8 +136,8 @@ def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError, load
 
     stage, *rest = words
-    if stage not in (*STAGES, COMPARE, INIT):
-        known = ", ".join((*STAGES, COMPARE, INIT))
+    if stage not in (*STAGES, COMPARE, INIT, SCHEMA):
+        known = ", ".join((*STAGES, COMPARE, INIT, SCHEMA))
         raise InputError(f"'{stage}' is not a stage; choose from {known}")
     if any(word in ("-h", "--help") for word in rest):
         print(usage())
@@ -143,6 +148,9 @@ def _run(words: list[str]) -> int:
         if len(rest) != 1:
             raise InputError("name one folder to write: raybrain init my-study")
         print(init(rest[0], example=DEMO))
+        return 0
+    if stage == SCHEMA:
+        print(_schema(rest))
         return 0
     if stage == COMPARE:
         from raybrain.stages.comparing import compare
@@ -169,6 +177,29 @@ def _run(words: list[str]) -> int:
     checking.check(experiment, stage=stage)
     pipeline.RUN[stage](experiment)
     return 0
+
+
+def _schema(rest: list[str]) -> str:
+    """Return the JSON Schema of a kind of file."""
+    import json
+
+    from raybrain.config import Experiment, InputError
+    from raybrain.schema import json_schema
+
+    kind = rest[0] if rest else SCHEMAS[0]
+    if kind not in SCHEMAS or len(rest) > 1:
+        raise InputError(f"'{' '.join(rest)}' is no kind of file; name one of {', '.join(SCHEMAS)}")
+    if kind == "catalog":
+        from raybrain.catalog import CatalogEntry
+
+        found = json_schema(CatalogEntry, filled_in=("name",))  # the file's own name
+    elif kind == "pretraining":
+        from raybrain.pretraining.settings import Pretraining
+
+        found = json_schema(Pretraining)
+    else:
+        found = json_schema(Experiment)
+    return json.dumps(found, indent=2)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def fill_environment(text: str) -> str:
     ------
     InputError
         If a variable without a default is not set.
+
+    Examples
+    --------
+    >>> fill_environment("${SURELY_NOT_SET:-/data}/nsd")
+    '/data/nsd'
     """
 
     def value(match: re.Match[str]) -> str:
@@ -88,7 +93,13 @@ def _location(text: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Return whether a URL holds a password, a token or a signature."""
+    """Return whether a URL holds a password, a token or a signature.
+
+    Examples
+    --------
+    >>> holds_secret("postgresql://me:word@host/db"), holds_secret("s3://lab/workspace")
+    (True, False)
+    """
     if "://" not in address:
         return False
     try:
@@ -153,13 +164,16 @@ class Simulation(Section):
     early_voxels: Positive = 1200
     """Voxels of V1, V2, V3 and hV4 together."""
     ventral_voxels: Positive = 900
+    """Voxels of the ventral stream."""
     objects: Positive | None = None
     """How many stimuli to show, test images included; all when not given."""
     test_images: Positive | None = None
     """How many of them are in the shared test set, at most the 103 that the pocket generator has
     never seen; when not given, these 103 in proportion to the objects shown."""
     repeats: Positive = 3
+    """Times every stimulus is shown (NSD: 3)."""
     trials_per_session: Positive = 750
+    """Trials of a scan session (NSD: 750)."""
     image_size: Positive = 64
     """Pixels along one side of the square stimuli."""
     ncsnr_median: Annotated[float, Field(gt=0.0)] = 0.38
@@ -167,6 +181,7 @@ class Simulation(Section):
     gain_drift: Annotated[float, Field(ge=0.0)] = 0.1
     """Standard deviation of the log gain of a scan session."""
     seed: int = 0
+    """Of the voxels, the order of trials and the noise."""
 
 
 class Ingest(Section):
@@ -199,7 +214,9 @@ class Generator(Section):
     """Folder of the CLIP vision model that makes them; ``image_encoder`` beside the adapter, or in
     the folder of a Stable unCLIP checkpoint, when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type in which UNet and VAE compute; ``auto`` is float16 on a GPU and float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is a GPU where a worker has one."""
     vae_slicing: bool = False
     """Decode image by image: less memory for large images."""
     compile: bool = False
@@ -214,6 +231,7 @@ class Features(Section):
     tokens: Positive | None = None
     """Leading text tokens to decode; the rest keep the training mean. All when not given."""
     batch_size: Positive = 32
+    """Images encoded together."""
 
 
 class Ridge(Section):
@@ -241,8 +259,11 @@ class Backbone(Network):
     """Linear in, residual blocks of LayerNorm, GELU and dropout: what subjects can share."""
 
     width: Positive = 512
+    """Units of each hidden layer."""
     depth: Positive = 2
+    """Residual blocks."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Share of units left out in training."""
 
 
 class ResidualMLP(Backbone):
@@ -267,6 +288,7 @@ class MindEye2(Backbone):
     mixing: Fraction = 0.33
     """Share of the epochs that train on mixed betas with BiMixCo."""
     mixing_temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    """Of BiMixCo: cosines are divided by it."""
     soft_temperature: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = (
         0.1,
         0.125,
@@ -283,6 +305,7 @@ class CnnText(Network):
 
     kind: Literal["cnn_text"] = "cnn_text"
     order: VoxelOrder = "stored"
+    """How voxels follow each other where it convolves over them."""
 
 
 class CnnImage(Network):
@@ -290,6 +313,7 @@ class CnnImage(Network):
 
     kind: Literal["cnn_image"] = "cnn_image"
     order: VoxelOrder = "stored"
+    """How voxels follow each other where it convolves over them."""
 
 
 class Vae(Network):
@@ -315,8 +339,11 @@ class RoiGraph(Network):
 
     kind: Literal["roi_graph"] = "roi_graph"
     width: Positive = 256
+    """Units of each ROI."""
     depth: Positive = 2
+    """Graph convolutions."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Share of rows of units left out in training."""
     read_out: Literal["attention", "sum"] = "attention"
     """How the units of all ROIs become one vector."""
 
@@ -329,16 +356,24 @@ class Training(Section):
     """Optimisation of decoders that are fitted by gradient descent."""
 
     lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    """Learning rate of AdamW, at its largest."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    """Of AdamW, on matrices alone."""
     batch_size: Positive = 128
     """Trials per step over all workers together."""
     epochs: Positive = 60
+    """Passes over the training trials, at most."""
     patience: Positive = 8
     """Epochs without a better validation loss before stopping."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """Of the learning rate: after a short rise down to 0 along a cosine, halved where validation
+    stalls, or as it is."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Largest norm of the gradient over all weights; none when null."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Type in which matrix products are computed; weights stay float32."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay per step of the moving average of the weights, which is what is kept; 0 for none."""
     memory: Annotated[float, Field(gt=0.0)] = 8.0
     """Gigabytes of betas and targets that a node may hold; larger data are prepared on disk and
     streamed in shuffled chunks. Ridge always holds its data."""
@@ -351,15 +386,21 @@ class Prior(Section):
     """
 
     width: Positive = 256
+    """Units of a token of the transformer."""
     depth: Positive = 3
+    """Layers of the transformer."""
     heads: Positive = 4
+    """Attention heads, which divide ``width``."""
     noise_steps: Positive = 100
+    """Steps of the noise schedule that it is trained on."""
     sampling_steps: Positive = 20
+    """Steps in which an embedding is drawn."""
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
     """1 follows the decoded embedding as training did, more exaggerates it."""
     drop: Fraction = 0.2
     """Share of training samples that are not told the decoded embedding."""
     training: Training = Training(lr=5e-4, epochs=300, patience=40, ema=0.99)
+    """Its own optimisation, apart from that of the decoder."""
 
     @property
     def cosine(self) -> float:
@@ -381,7 +422,9 @@ class Decode(Section):
     """One target, the voxels it is decoded from, and the decoder."""
 
     rois: tuple[str, ...] = Field(min_length=1)
+    """Names of the catalog entry; their voxels together, each once."""
     decoder: Decoder = Ridge()
+    """Kind and settings of the decoder."""
     min_noise_ceiling: Fraction = 0.0
     """Voxels below this noise ceiling (a fraction) are left out."""
     repeats: Literal["average", "trial"] = "average"
@@ -420,7 +463,13 @@ TARGET_OF = {"z": "latents", "c": "prompt_embeds", "e": "image_embeds"}
 
 
 def letters(mode: str) -> frozenset[str]:
-    """Return the letters of `TARGET_OF` that a mode draws from."""
+    """Return the letters of `TARGET_OF` that a mode draws from.
+
+    Examples
+    --------
+    >>> sorted(letters("z+e")), sorted(letters("takagi"))
+    (['e', 'z'], ['c', 'z'])
+    """
     return frozenset("zc") if mode == "takagi" else frozenset(mode.split("+"))
 
 
@@ -434,6 +483,7 @@ class Reconstruct(Section):
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Share of the noise schedule that is added to the decoded latents and removed again."""
     guidance: Annotated[float, Field(ge=1.0)] = 5.0
+    """Scale of classifier-free guidance; 1 is none, 5 what Takagi & Nishimoto used."""
     prompt_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the decoded prompt embeddings against those of the empty caption."""
     image_scale: Annotated[float, Field(ge=0.0)] = 1.0
@@ -442,7 +492,9 @@ class Reconstruct(Section):
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
+    """Solver of the reverse diffusion."""
     steps: Positive = 20
+    """Denoising steps of the whole schedule, of which ``strength`` is the share that is run."""
     samples: Positive = 5
     """Reconstructions per image."""
     references: tuple[Literal["ceiling", "category", "z", "e"], ...] = ("ceiling",)
@@ -453,6 +505,9 @@ class Reconstruct(Section):
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
 
 
+Reranker = Literal["encoding", "embedding"]
+
+
 class Evaluate(Section):
     """How reconstructions are scored."""
 
@@ -460,7 +515,7 @@ class Evaluate(Section):
     """What is measured; all but ``lite0-v1`` need weights that have to be fetched first."""
     weights: Location | None = None
     """Folder of these weights; where torch keeps its downloads when not given."""
-    rerank: tuple[Literal["encoding", "embedding"], ...] = ()
+    rerank: tuple[Reranker, ...] = ()
     """Add rows of one sample per image, chosen by the brain alone. ``encoding``: the one whose
     predicted brain response fits the measured response best; the encoding model is fitted on
     training images. ``embedding``: the one whose image embedding is nearest the decoded one.
@@ -468,7 +523,9 @@ class Evaluate(Section):
     bootstrap: Positive = 10_000
     """Resamples of the images for every interval."""
 
-    @field_validator("rerank", mode="before")
+    @field_validator(
+        "rerank", mode="before", json_schema_input_type=bool | Reranker | tuple[Reranker, ...]
+    )
     @classmethod
     def _rerankers(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -480,9 +537,13 @@ class Workers(Section):
     """How many workers a stage may use and what each one holds."""
 
     min: Positive = 1
+    """Workers without which the stage does not begin."""
     max: Positive = 1
+    """Workers at most."""
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
+    """CPUs of each."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of each; .5 puts two workers on one."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Workers:
@@ -499,6 +560,7 @@ class Resources(Section):
     tasks: Workers = Workers(max=2)
     """Tasks without a network or a generator: simulation, ingest, ridge, evaluation."""
     train: Workers = Workers()
+    """Workers that fit one network together."""
     generate: Workers = Workers(max=2)
     """The pool of Stable Diffusion workers."""
     tune: Workers = Workers(max=2)
@@ -512,9 +574,11 @@ class Range(Section):
     choices: tuple[Any, ...] | None = None
     """Values to choose among; lists are allowed, as in sets of ROIs."""
     low: int | float | None = None
+    """Smallest value."""
     high: int | float | None = None
     """Bounds, both included; whole numbers when both are whole."""
     step: Annotated[int | float, Field(gt=0)] | None = None
+    """Distance of the values from ``low`` on."""
     log: bool = False
     """Search the logarithm."""
     when: dict[str, Any] = {}
@@ -559,7 +623,9 @@ class Objective(Section):
     """A metric of the candidates and which way is better."""
 
     metric: str = "validation_loss"
+    """Name of a metric that the candidates report."""
     direction: Literal["minimize", "maximize"] = "minimize"
+    """Which way is better."""
 
 
 DRAWN_OF_PRIOR = ("sampling_steps", "guidance")
@@ -567,7 +633,13 @@ DRAWN_OF_PRIOR = ("sampling_steps", "guidance")
 
 
 def changes_drawing(address: str) -> bool:
-    """Return whether an address changes what is drawn and not what is decoded."""
+    """Return whether an address changes what is drawn and not what is decoded.
+
+    Examples
+    --------
+    >>> changes_drawing("reconstruct.steps"), changes_drawing("decode.latents.rois")
+    (True, False)
+    """
     section, *rest = address.split(".")
     return section == "reconstruct" or (rest[1:2] == ["prior"] and rest[-1] in DRAWN_OF_PRIOR)
 
@@ -580,11 +652,14 @@ class Tuning(Section):
     candidates: Positive = 30
     """How many to try in all, those of earlier attempts included; for ``grid``, at most."""
     sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    """How values are proposed: Optuna's tree of Parzen estimators, at random, one after another, or
+    its evolution of a front for several objectives."""
     pruner: Literal["median", "hyperband", "none"] = "median"
     """Which candidates to stop early, by the first objective."""
     patience: Positive = 5
     """Epochs every candidate may train before it can be stopped early."""
     objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
+    """What to make better; several give a front of compromises."""
     storage: Location | None = None
     """Database of the study, as an SQLAlchemy URL or the path of a journal file that all nodes
     reach; a sqlite file in the workspace when not given."""
@@ -631,14 +706,19 @@ class Experiment(Section):
     """Everything that determines a result, from one YAML file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Folder of the run under ``workspace/runs`` and name of its MLflow run."""
     dataset: str
     """A name in ``data_catalog/`` or the path of an entry file of one's own."""
     subject: str
+    """A subject of the catalog entry."""
     subjects: tuple[str, ...] = ()
     """Subjects whose data train one ``residual_mlp`` together: an input layer each and one trunk.
     What follows training is about ``subject``, which is one of them anyway."""
     workspace: Location = "workspace"
+    """Folder or bucket for all that is written."""
     seed: int = 0
+    """Of decoders, noise and resamples; the noise of a picture depends on it, the image and the
+    sample alone."""
     on_change: Literal["refuse", "replace"] = "refuse"
     """What to do with a sealed output that was made with other settings."""
     simulation: Simulation | None = None
@@ -734,7 +814,13 @@ def validate(tree: dict[str, Any], *, schema: type[Tree], source: str) -> Tree:
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of ``section`` by dotted address, as plain YAML values."""
+    """Return every leaf of ``section`` by dotted address, as plain YAML values.
+
+    Examples
+    --------
+    >>> flatten(Resources(tune=Workers(max=3)))["tune.max"]
+    3
+    """
     leaves: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

@@ -1,36 +1,130 @@
-"""The wheel carries what the commands need: no checkout is about."""
+"""What is shipped: a wheel that needs no checkout, and a source archive that is all of one."""
 
 import os
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HEAVY = (
+    "diffusers", "fsspec", "h5py", "matplotlib", "mlflow", "nibabel", "numpy", "optuna", "pandas",
+    "plotly", "pydantic", "ray", "scipy", "skimage", "torch", "torch_geometric", "torchvision",
+    "transformers", "yaml", "zarr",
+)  # fmt: skip
+SMALL = (
+    "simulation={grid: [12, 12, 10], early_voxels: 120, ventral_voxels: 80, objects: 48, "
+    "test_images: 10, trials_per_session: 40}",
+    "reconstruct.steps=2",
+    "reconstruct.samples=1",
+    "reconstruct.references=[ceiling]",
+    "evaluate={bootstrap: 200}",
+)
+"""A subject of 48 images, drawn in two steps."""
+
+
+def lines_of(name):
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return dict(line.split("==") for line in lines if line)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """Return the folder that the wheel was unpacked to."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT]
+def archive(tmp_path_factory) -> Path:
+    """Return the source archive, made by the build backend alone."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, ROOT]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    assert wheel.stat().st_size < 30e6
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(folder / "site")
-    return folder / "site"
+    (found,) = folder.glob("*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """Return a folder of packages into which the wheel was installed, and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
+    subprocess.run([*command, wheel], check=True, capture_output=True)
+    return site
+
+
+@pytest.mark.parametrize("statement", ["import raybrain", "from raybrain import cli; cli.usage()"])
+def test_importing_the_package_imports_no_library(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "raybrain" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_the_oldest_set_is_what_the_lower_bounds_say():
+    from packaging.requirements import Requirement
+
+    extras = PROJECT["optional-dependencies"]
+    wanted = [
+        Requirement(one) for one in (*PROJECT["dependencies"], *extras["s3"], *extras["plots"])
+    ]
+    oldest = lines_of("constraints-oldest.txt")
+    assert {one.name for one in wanted} == set(oldest)
+    newest = {name.replace("_", "-").lower(): v for name, v in lines_of("constraints.txt").items()}
+    for one in wanted:
+        (bound,) = [part for part in one.specifier if part.operator == ">="]
+        assert oldest[one.name] in one.specifier
+        assert oldest[one.name].startswith(bound.version)
+        assert newest[one.name.replace("_", "-").lower()] in one.specifier
 
 
 @pytest.mark.slow
-def test_an_installed_package_plans_its_demo_and_a_study_of_ones_own(installed, tmp_path):
+def test_the_source_archive_holds_every_file_of_the_project(archive, wheel, tmp_path):
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if tracked.returncode:
+        pytest.skip("no checkout of git, so nothing says which files there should be")
+    with tarfile.open(archive) as content:
+        content.extractall(tmp_path, filter="data")
+    (top,) = tmp_path.iterdir()
+    files = {str(p.relative_to(top)) for p in top.rglob("*") if p.is_file()}
+    links = {"raybrain/assets/data_catalog", "raybrain/assets/experiments"}
+    assert set(tracked.stdout.split("\n")) - {""} - links <= files
+    assert {
+        f"raybrain/assets/experiments/{p.name}" for p in (ROOT / "jobs/experiments").iterdir()
+    } <= files
+    # A wheel made from the archive is the wheel made from the checkout.
+    again = tmp_path / "again"
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", again, top]
+    subprocess.run(command, check=True, capture_output=True)
+    (second,) = again.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(second) as other:
+        contents = [{info.filename: info.CRC for info in z.infolist()} for z in (one, other)]
+    for content in contents:  # it lists what the others are, in an order of its own
+        content.pop(next(name for name in content if name.endswith("/RECORD")))
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.slow
+def test_an_installed_package_runs_a_study_of_ones_own_in_an_empty_folder(
+    wheel, installed, tmp_path
+):
+    assert wheel.stat().st_size < 30e6
     environment = {**os.environ, "PYTHONPATH": str(installed)}
 
     def raybrain(*words: str) -> str:
         found = subprocess.run(
-            [sys.executable, "-m", "raybrain", *words],
+            [sys.executable, installed / "bin/raybrain", *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -49,11 +143,15 @@ def test_an_installed_package_plans_its_demo_and_a_study_of_ones_own(installed, 
         check=True,
     )
     assert Path(where.stdout.strip()).is_relative_to(installed)
-    raybrain("init", "study")
-    assert "reconstruct" in raybrain("plan", "study/experiment.yaml")
+    assert (installed / "raybrain/py.typed").is_file()
     shipped = installed / "raybrain/assets/experiments"
     originals = ROOT / "jobs/experiments"
     assert {p.name for p in shipped.iterdir()} == {p.name for p in originals.iterdir()}
     # What a checkout has behind a link is the file itself.
     assert not shipped.is_symlink()
     assert "reconstruct" in raybrain("plan", str(shipped / "demo.yaml"))
+    raybrain("init", "study")
+    told = raybrain("run", "study/experiment.yaml", *SMALL)
+    assert "ceiling" in told
+    assert (tmp_path / "workspace/runs/study/report/gallery.html").is_file()
+    assert "sealed already" in raybrain("run", "study/experiment.yaml", *SMALL)

@@ -284,6 +284,20 @@ def test_the_pictures_of_a_study_are_drawn_without_a_network(tmp_path):
     assert "https://cdn" not in (tmp_path / "param_importances.html").read_text()[:20_000]
 
 
+def test_without_plotly_a_study_is_drawn_as_pictures_and_says_how_to_get_pages(
+    tmp_path, monkeypatch
+):
+    keeper = open_keeper(tmp_path, space={"x": {"low": 0.0, "high": 1.0}})
+    for slot in range(2):
+        keeper.complete(keeper.ask(str(slot)).number, loss(float(slot)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    address = study.storage_of(keeper._tuning, workspace=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"pip install 'raybrain\[plots\]'"):
+        files = cluster.plot_study(name="study", storage=address, folder=str(tmp_path))
+    assert files
+    assert {file.suffix for file in files} == {".png"}
+
+
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_a_candidate_keeps_only_its_last_checkpoint(tmp_path, monkeypatch, place):
     folder = str(tmp_path) if place == "folder" else f"memory://{tmp_path.name}"

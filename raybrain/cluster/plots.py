@@ -8,10 +8,12 @@ from raybrain.cluster.study import open_storage
 
 
 def plot_study(*, name: str, storage: str, folder: str) -> list[Path]:
-    """Write history, parallel coordinates and importances as HTML and PNG; return the files.
+    """Write history, parallel coordinates and importances as PNG and HTML; return the files.
 
-    Importances need at least two complete candidates and are left out before.
+    Importances need at least two complete candidates and are left out before. The pages need
+    plotly and are left out without it.
     """
+    import importlib.util
     import warnings
 
     import matplotlib as mpl
@@ -28,14 +30,23 @@ def plot_study(*, name: str, storage: str, folder: str) -> list[Path]:
     if len({tuple(trial.params.items()) for trial in complete}) > 1:
         plots.append("param_importances")
     target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+    pages = importlib.util.find_spec("plotly") is not None
+    if not pages:
+        warnings.warn(
+            "plotly is not installed, so the study is drawn as pictures only; for pages that can "
+            "be turned and zoomed type: pip install 'raybrain[plots]'",
+            stacklevel=2,
+        )
     files = []
     for plot in plots:
         html, png = Path(folder, f"{plot}.html"), Path(folder, f"{plot}.png")
-        getattr(visualization, f"plot_{plot}")(study, target=target).write_html(str(html))
+        if pages:
+            getattr(visualization, f"plot_{plot}")(study, target=target).write_html(str(html))
+            files.append(html)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             axes = getattr(drawn, f"plot_{plot}")(study, target=target)
         axes.figure.savefig(png, dpi=150, bbox_inches="tight")
         plt.close(axes.figure)
-        files += [html, png]
+        files.append(png)
     return files

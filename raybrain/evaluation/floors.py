@@ -50,6 +50,12 @@ def nearest_training(
         (image, ...), of the images to reconstruct.
     training
         (training image, ...), the true targets of the training images.
+
+    Examples
+    --------
+    >>> training = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, -1.0]])
+    >>> nearest_training(predicted=np.array([[0.9, 0.1], [-5.0, -6.0]]), training=training)
+    array([1, 2])
     """
     library = np.asarray(training, dtype=np.float32).reshape(len(training), -1)
     queries = np.asarray(predicted, dtype=np.float32).reshape(len(predicted), -1)

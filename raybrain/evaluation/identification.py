@@ -121,6 +121,16 @@ def n_way(
         Candidates, the right one included.
     distractors
         Whose the wrong candidates are; see `ranks`.
+
+    Examples
+    --------
+    A constant prediction is tied with everything and earns what guessing earns.
+
+    >>> seen = np.eye(4)
+    >>> n_way(seen=seen, reconstructed=seen, ways=4).round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    >>> n_way(seen=seen, reconstructed=np.ones((4, 4)), ways=4).round(3).tolist()
+    [0.25, 0.25, 0.25, 0.25]
     """
     r = correlations(seen=seen, reconstructed=reconstructed)
     return np.diagonal(credits_among(ranks(r, distractors=distractors), ways=ways)).copy()
@@ -135,6 +145,12 @@ def two_way(
     """Return the share (image,) of wrong candidates less alike by Pearson r; ties earn half.
 
     Ozcelik and VanRullen 2023; Scotti et al. 2023. A constant prediction scores exactly one half.
+
+    Examples
+    --------
+    >>> seen = np.array([[0.0, 1.0, 5.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
+    >>> two_way(seen=seen, reconstructed=seen[[0, 2, 1]]).tolist()  # the last two are exchanged
+    [1.0, 0.5, 0.0]
     """
     return n_way(seen=seen, reconstructed=reconstructed, ways=2, distractors=distractors)
 
@@ -142,6 +158,14 @@ def two_way(
 def correlation_distance(
     *, seen: NDArray[np.floating], reconstructed: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Return 1 - Pearson r (image,) between paired rows (image, feature); 1 if r is undefined."""
+    """Return 1 - Pearson r (image,) between paired rows (image, feature); 1 if r is undefined.
+
+    Examples
+    --------
+    >>> seen = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    >>> drawn = np.array([[3.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+    >>> correlation_distance(seen=seen, reconstructed=drawn).round(3).tolist()
+    [2.0, 1.0]
+    """
     product = standardised(seen) * standardised(reconstructed)
     return 1.0 - product.sum(axis=1, dtype=np.float64)

@@ -17,7 +17,14 @@ LUMA = (0.2125, 0.7154, 0.0721)
 def pixcorr(
     *, seen: NDArray[np.floating], reconstructed: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Return Pearson r (image,) over all values of each pair of images (image, ...); 0 for flat."""
+    """Return Pearson r (image,) over all values of each pair of images (image, ...); 0 for flat.
+
+    Examples
+    --------
+    >>> seen = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    >>> pixcorr(seen=seen, reconstructed=np.array([[5.0, 7.0, 9.0], [1, 1, 1]])).round(3).tolist()
+    [1.0, 0.0]
+    """
     product = standardised(seen) * standardised(reconstructed)
     return product.sum(axis=1, dtype=np.float64)
 

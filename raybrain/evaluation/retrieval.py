@@ -57,6 +57,13 @@ def retrieval(
     ------
     ValueError
         If there are fewer images than the pool needs.
+
+    Examples
+    --------
+    >>> true = np.eye(3)
+    >>> found = retrieval(predicted=true[[0, 2, 1]], true=true, pool=2)
+    >>> found.brain_to_image.round(3).tolist(), found.chance
+    ([1.0, 0.25, 0.25], 0.5)
     """
     if len(predicted) != len(true) or len(true) < pool:
         raise ValueError(

@@ -95,6 +95,12 @@ def derangements(*, images: int, count: int, seed: int) -> NDArray[np.int64]:
 
     They are different rotations of one random cycle, so no pair occurs twice; at most
     ``images - 1`` exist.
+
+    Examples
+    --------
+    >>> found = derangements(images=5, count=9, seed=0)
+    >>> found.shape, bool((found == np.arange(5)).any())
+    ((4, 5), False)
     """
     if images < 2:
         raise ValueError(f"shuffling needs at least 2 images; found {images}")
