@@ -54,6 +54,8 @@ class Roi(Section):
     union: tuple[str, ...] = ()
     published: dict[str, int] = Field(default_factory=dict)
     """Subject -> published number of voxels, printed beside the number found."""
+    source: str = ""
+    """The atlas or localizer that drew it; a word for the reader, which changes nothing."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Roi:
@@ -86,7 +88,7 @@ class CatalogEntry(Section):
 
     name: PathPart
     title: str
-    reader: Literal["nsd", "things", "haxby", "arrays"]
+    reader: Literal["nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion"]
     root: str
     """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""
     get: str = ""
