@@ -9,16 +9,15 @@ whether it is of kind k: 1 if so (or a number, such as a position), and NaN if n
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 
-from raybrain import store
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
+from raybrain.datasets.hdf5 import opened
 
 BLOCK_BYTES = 64 * 1024 * 1024
 """Most that is held of the file beside the session itself."""
@@ -52,7 +51,7 @@ def read_heading(root: Root, path: str) -> Heading:
         If the file is missing, damaged or no BData.
     """
     name = root.at(path)
-    with _opened(root, path) as content:
+    with opened(root, path) as content:
         data = _dataset(content, name=name)
         group = content.get("metadata", content.get("metaData"))
         if not isinstance(group, h5py.Group) or not {"key", "value"} <= set(group):
@@ -92,7 +91,7 @@ def read_column(root: Root, heading: Heading, key: str) -> np.ndarray:
     columns = heading.columns(key)
     if len(columns) != 1:
         raise InputError(f"{name} has {len(columns)} columns '{key}', where one is needed")
-    with _opened(root, heading.path) as content:
+    with opened(root, heading.path) as content:
         return np.asarray(_dataset(content, name=name)[:, int(columns[0])], dtype=np.float64)
 
 
@@ -106,7 +105,7 @@ def read_rows(root: Root, path: str, *, rows: np.ndarray, columns: np.ndarray) -
     rows, columns : ndarray of int64
     """
     name = root.at(path)
-    with _opened(root, path) as content:
+    with opened(root, path) as content:
         data = _dataset(content, name=name)
         if rows.max() >= data.shape[0] or columns.max() >= data.shape[1]:
             raise InputError(f"{name} has changed while it was read; start again")
@@ -133,16 +132,3 @@ def _dataset(content: h5py.File, *, name: str) -> h5py.Dataset:
 
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@contextlib.contextmanager
-def _opened(root: Root, path: str) -> Iterator[h5py.File]:
-    """Open a file, with h5py's errors made plain."""
-    try:
-        with root.open(path) as file, h5py.File(file, "r") as content:
-            yield content
-    except InputError:
-        raise
-    except (*store.DAMAGED, KeyError, AttributeError, IndexError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{root.at(path)} cannot be read ({reason}); {root.again}") from None

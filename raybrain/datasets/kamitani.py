@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from raybrain.config import InputError, Positive, Section, validate
 from raybrain.datasets import Recording, Voxels
@@ -54,13 +55,13 @@ class Layout(Section):
     files: dict[Part, str]
     """Kind of session -> file; ``{subject}`` is filled in. Kinds that share a file are told apart
     by its column DataType."""
-    label: dict[Part, str] = {}
+    label: dict[Part, str] = Field(default_factory=dict)
     """Kind -> the column that tells the picture, where it is not the first of `LABELS`."""
-    stimuli: dict[Part, str] = {}
+    stimuli: dict[Part, str] = Field(default_factory=dict)
     """Kind -> a table without header: name of the picture, then its stimulus_id, then its
     category's number, then its own number; or only name and number. Needed where labels are
     numbers from 1."""
-    drop: dict[Part, tuple[int, ...]] = {}
+    drop: dict[Part, tuple[int, ...]] = Field(default_factory=dict)
     """Kind -> labels that are no picture, such as the block of fixation among those of imagery."""
     runs_per_session: Positive | None = None
     """Runs that one scan session holds; all runs of a kind count as one session when not given,
@@ -112,9 +113,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     layout = _layout(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
     parts = _parts(entry, layout=layout)
-    samples = {
-        part: _samples(place, layout=layout, subject=subject, part=part) for part in parts
-    }
+    samples = {part: _samples(place, layout=layout, subject=subject, part=part) for part in parts}
     chosen = _voxels(entry, place=place, heading=samples["training"].heading)
     for part in parts[1:]:
         _check_same_voxels(
@@ -323,9 +322,7 @@ def _names(
     )
 
 
-def _pictured(
-    place: Root, *, layout: Layout, subject: str, concepts: Sequence[str]
-) -> list[str]:
+def _pictured(place: Root, *, layout: Layout, subject: str, concepts: Sequence[str]) -> list[str]:
     """Return the one picture that the perception test showed of each category."""
     if "perception" not in layout.files:
         raise InputError("imagery of categories needs layout.files.perception for its pictures")
@@ -443,9 +440,7 @@ def _check_same_voxels(place: Root, *, first: Heading, second: Heading, part: st
         )
 
 
-def _table(
-    samples: Mapping[str, Samples], *, runs_per_session: int | None
-) -> pd.DataFrame:
+def _table(samples: Mapping[str, Samples], *, runs_per_session: int | None) -> pd.DataFrame:
     """Return part, row, image_id, session and run of every sample, sessions ascending."""
     frames, before = [], 0
     for part, one in samples.items():

@@ -137,12 +137,7 @@ def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str)
         If any is missing, could be either of two, or is another name for the same file.
     """
     below = f"{folder.rstrip('/')}/" if folder else ""
-    found: dict[str, list[str]] = {}
-    for path in root.tree(folder):
-        inner = PurePosixPath(path.removeprefix(below))
-        if path.lower().endswith(ENDINGS) and not any(p.startswith(".") for p in inner.parts):
-            for name in names_of(inner):
-                found.setdefault(name, []).append(path)
+    found = names_of_all(root, folder=folder)
     chosen: dict[str, str] = {}
     missing = [name for name in names if composed(name) not in found]
     if missing:
@@ -169,6 +164,18 @@ def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str)
         owner[file] = name
         chosen[name] = file
     return chosen
+
+
+def names_of_all(root: Root, *, folder: str) -> dict[str, list[str]]:
+    """Return name -> files of that name of all pictures below a folder."""
+    below = f"{folder.rstrip('/')}/" if folder else ""
+    found: dict[str, list[str]] = {}
+    for path in root.tree(folder):
+        inner = PurePosixPath(path.removeprefix(below))
+        if path.lower().endswith(ENDINGS) and not any(p.startswith(".") for p in inner.parts):
+            for name in names_of(inner):
+                found.setdefault(name, []).append(path)
+    return found
 
 
 def names_of(path: PurePosixPath) -> set[str]:

@@ -8,7 +8,7 @@ of voxels by trials per subject), ``ICA-betas`` (the same in OpenNeuro's derivat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal

@@ -14,8 +14,12 @@ from tests.datasets.other_trees import write_picture
 TRAINED = [f"n{1518878 + 7 * k:08d}" for k in range(6)]
 TESTED = ["n01443537", "n01621127", "n04572121"]
 TRAIN_PICTURES = [f"{synset}_{10042 + 1000 * k}" for k, synset in enumerate(TRAINED)]
-TRAIN_PICTURES += [f"{synset}_{number}" for synset, number in zip(TRAINED, (14910, 65), strict=False)]
-TEST_PICTURES = [f"{synset}_{number}" for synset, number in zip(TESTED, (22563, 19020, 3260), strict=True)]
+TRAIN_PICTURES += [
+    f"{synset}_{number}" for synset, number in zip(TRAINED, (14910, 65), strict=False)
+]
+TEST_PICTURES = [
+    f"{synset}_{number}" for synset, number in zip(TESTED, (22563, 19020, 3260), strict=True)
+]
 SHAPES = ["red_square", "blue_cross", "green_ring"]
 VOXELS = 30
 AREAS = ("V1", "V2", "V3", "V4", "LOC", "FFA", "PPA")
@@ -107,9 +111,7 @@ def write_bdata(
                 file[f"vmap/{kind}/{number}"] = text
 
 
-def _session(
-    rng: np.random.Generator, *, names: Sequence[str], runs: int, voxels: int
-) -> Session:
+def _session(rng: np.random.Generator, *, names: Sequence[str], runs: int, voxels: int) -> Session:
     """Every picture once a run, in another order each time."""
     shown = [names[k] for _ in range(runs) for k in rng.permutation(len(names))]
     return Session(
@@ -194,7 +196,7 @@ def write_deeprecon(root: Path, *, named: bool = False) -> Tree:
         for k, name in enumerate(names, start=1):
             # Two forms are about: name and number, or with the picture's id between them.
             known = name.startswith("n0") and part != "imagery"
-            middle = f"\t{str(stimulus_id(name))}\t{k}" if known else ""
+            middle = f"\t{stimulus_id(name)!s}\t{k}" if known else ""
             lines.append(f"{name}{middle}\t{k}")
         (root / f"stimulus_{kind}.tsv").write_text("\n".join(lines) + "\n")
     write_words(root)

@@ -21,3 +21,19 @@ def deeprecon_entry(**changes: object) -> CatalogEntry:
 
 def _split(test: str, group: str) -> dict[str, object]:
     return {"test": test, "validation": 0.3, "group": group}
+
+
+def bold5000_entry(**changes: object) -> CatalogEntry:
+    made = {
+        "split": _split("repeated", "image"),
+        "expect": {"trials_per_run": 4, "runs": {"CSI2": [2, 1, 2]}},
+    }
+    return make("bold5000", **(made | changes))
+
+
+def laion_entry(**changes: object) -> CatalogEntry:
+    return make("laion", **({"split": _split("tau", "image")} | changes))
+
+
+def nod_entry(**changes: object) -> CatalogEntry:
+    return make("nod", **({"split": _split("categories", "concept")} | changes))

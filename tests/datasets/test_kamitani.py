@@ -17,7 +17,9 @@ from tests.datasets.entries import deeprecon_entry, god_entry, make
 
 
 def read(root: Path, **changes: object) -> Recording:
-    return open_recording(god_entry(**changes), root=str(root), subject="Subject1", settings=Ingest())
+    return open_recording(
+        god_entry(**changes), root=str(root), subject="Subject1", settings=Ingest()
+    )
 
 
 def read_deep(root: Path, **changes: object) -> Recording:
@@ -88,9 +90,10 @@ def test_a_category_on_both_sides_is_told(god: trees.Tree) -> None:
     trees.write_picture(
         god.root / f"images/{trees.TESTED[0]}_777.png", rng=np.random.default_rng(0)
     )
-    assert "1 of 3 test categories also occur in training, with other images" in read(
-        god.root
-    ).findings
+    assert (
+        "1 of 3 test categories also occur in training, with other images"
+        in read(god.root).findings
+    )
 
 
 def test_zeros_at_the_end_of_a_stimulus_id_are_lost_in_text_only() -> None:
@@ -103,7 +106,9 @@ def test_zeros_at_the_end_of_a_stimulus_id_are_lost_in_text_only() -> None:
 def test_the_published_lines_of_both_tables(tmp_path: Path) -> None:
     # As the lab's repository has them: four columns, and three for imagined categories.
     table = tmp_path / "table.tsv"
-    table.write_text("n02416519_12793\t2416519.012793\t13\t13\nn02916179_24850\t2916179.02485\t20\t20\n")
+    table.write_text(
+        "n02416519_12793\t2416519.012793\t13\t13\nn02916179_24850\t2916179.02485\t20\t20\n"
+    )
     found = read_stimuli(Root(str(tmp_path)), "table.tsv")
     assert found.get(20.0) == "n02916179_24850" == found.get(2916179.024850)
     assert found.get(2916179.02486) is None
@@ -142,9 +147,7 @@ def test_scan_sessions_are_groups_of_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("test", ["perception", "artificial", "imagery"])
 def test_deeprecon_equals_an_independent_reading(deep: trees.Tree, test: str) -> None:
-    recording = read_deep(
-        deep.root, split={"test": test, "validation": 0.3, "group": "concept"}
-    )
+    recording = read_deep(deep.root, split={"test": test, "validation": 0.3, "group": "concept"})
     order = np.lexsort(deep.places.T[::-1])
     inside = order[deep.flags[:, order].any(axis=0)]
     for session, part in ((1, "training"), (2, test)):
@@ -166,7 +169,9 @@ def test_fixation_among_imagery_is_left_out_and_told(deep: trees.Tree) -> None:
 
 def test_columns_lie_elsewhere_in_another_file(deep: trees.Tree) -> None:
     # The test's voxels begin in column 0, those of training in column 2.
-    assert by_bdpy(deep.root / "sub-01_perceptionNaturalImageTest_original_VC.h5", "VoxelData").shape
+    assert by_bdpy(
+        deep.root / "sub-01_perceptionNaturalImageTest_original_VC.h5", "VoxelData"
+    ).shape
     recording = read_deep(deep.root)
     order = np.lexsort(deep.places.T[::-1])
     inside = order[deep.flags[:, order].any(axis=0)]
@@ -270,7 +275,7 @@ def test_unknown_names_are_hinted_at(god: trees.Tree) -> None:
 
 def test_a_missing_picture_is_named(god: trees.Tree) -> None:
     (god.root / f"images/{trees.TEST_PICTURES[0]}.png").unlink()
-    with pytest.raises(InputError, match="1 of 11 pictures are missing .* on request"):
+    with pytest.raises(InputError, match=r"1 of 11 pictures are missing .* on request"):
         read(god.root)
 
 
