@@ -350,8 +350,8 @@ def _trials(
         trials,
         [
             f"{table['session'].nunique()} sessions, {len(table)} trials; test set "
-            f"{entry.split.test}: {table['image_id'][is_test].nunique()} images in {int(is_test.sum())} trials; "
-            f"{int((~known).sum())} trials of other images are left out",
+            f"{entry.split.test}: {table['image_id'][is_test].nunique()} images in "
+            f"{int(is_test.sum())} trials; {int((~known).sum())} trials of other images left out",
             overlap(entry, image_id=table["image_id"], concept=concept, is_test=is_test),
         ],
     )
