@@ -113,7 +113,9 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     layout = _layout(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
     parts = _parts(entry, layout=layout)
-    samples = {part: _samples(place, layout=layout, subject=subject, part=part) for part in parts}
+    samples: dict[str, Samples] = {
+        part: _samples(place, layout=layout, subject=subject, part=part) for part in parts
+    }
     chosen = _voxels(entry, place=place, heading=samples["training"].heading)
     for part in parts[1:]:
         _check_same_voxels(
@@ -132,14 +134,12 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     )
     words = read_words(place, layout.words)
     tables = [path for part in parts if (path := layout.table(part, subject=subject))]
-    read = {
-        session: (
-            samples[rows["part"].iloc[0]].heading.path,
-            rows["row"].to_numpy(),
-            _voxel_columns(samples[rows["part"].iloc[0]].heading)[chosen.order],
-        )
-        for session, rows in table.groupby("session")
-    }
+    read = {}
+    for number in table["session"].unique().tolist():
+        rows = table[table["session"] == number]
+        heading = samples[rows["part"].iloc[0]].heading
+        columns = _voxel_columns(heading)[chosen.order]
+        read[number] = (heading.path, rows["row"].to_numpy(), columns)
     files = [*dict.fromkeys(one.heading.path for one in samples.values()), *tables]
     return Recording(
         dataset=entry.name,

@@ -128,7 +128,10 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     numbers = _numbers(place, layout=layout, names=names)
     captions, caption_notes = _captions(place, layout=layout, names=names)
     rois = {name: mask[index] for name, mask in masks.rois.items()}
-    runs = {session: rows["beta_index"].to_numpy() for session, rows in table.groupby("session")}
+    runs: dict[int, np.ndarray] = {
+        number: table["beta_index"][table["session"] == number].to_numpy()
+        for number in table["session"].unique().tolist()
+    }
     sources = [
         *(layout.at(layout.trials, subject=subject, session=session) for session in runs),
         *(split_file, layout.metadata, layout.stimuli),

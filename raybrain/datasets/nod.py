@@ -142,8 +142,8 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     words = read_words(place, layout.words)
     rois = {name: mask[inside] for name, mask in masks.items()}
     xyz = surface.xyz[inside]
-    sessions = {
-        session: list(dict.fromkeys(rows["file"])) for session, rows in table.groupby("session")
+    by_session = {
+        number: table[table["session"] == number] for number in table["session"].unique().tolist()
     }
     return Recording(
         dataset=entry.name,
@@ -165,8 +165,8 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         read_session=partial(
             _read_session,
             root=place,
-            sessions=sessions,
-            trials=table.groupby("session").size().to_dict(),
+            sessions={k: list(dict.fromkeys(rows["file"])) for k, rows in by_session.items()},
+            trials={k: len(rows) for k, rows in by_session.items()},
             chosen=inside.astype(np.int64),
             vertices=len(surface.xyz),
         ),

@@ -41,6 +41,7 @@ def test_a_source_changes_no_store() -> None:
                     "subject": "Subject1",
                     "workspace": "w",
                     "decode": {"latents": {"rois": ["V1"], "decoder": {"kind": "ridge"}}},
+                    "reconstruct": {"mode": "z"},
                 }
             )
             seals.append(outputs.subject_store(experiment).seal.digest)
