@@ -58,6 +58,8 @@ class Roi(Section):
     """Other ROIs of this entry."""
     published: dict[str, int] = Field(default_factory=dict)
     """Subject -> published number of voxels, printed beside the number found."""
+    source: str = ""
+    """The atlas or localizer that drew it; a word for the reader, which changes nothing."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Roi:
@@ -96,7 +98,7 @@ class CatalogEntry(Section):
     """What experiments call it; the name of the file when not given."""
     title: str
     """For people."""
-    reader: Literal["nsd", "things", "haxby", "arrays"]
+    reader: Literal["nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion"]
     """Layout on disk."""
     root: str
     """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""

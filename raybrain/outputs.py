@@ -109,7 +109,11 @@ def subject_store(experiment: Experiment) -> Output:
         if made_from
         else {"the files of the dataset": _digest_of_files(experiment, entry, folder=folder)}
     )
-    described = entry.model_dump(mode="json", include={"reader", "layout", "rois", "split"})
+    described = entry.model_dump(
+        mode="json",
+        include={"reader", "layout", "rois", "split"},
+        exclude={"rois": {"__all__": {"source"}}},  # words that change no voxel
+    )
     settings = {
         "subject": experiment.subject,
         **_under(experiment, "ingest"),

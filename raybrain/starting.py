@@ -15,8 +15,8 @@ README = """# {name}
 
 `experiment.yaml` says what is decoded from where and how it is drawn. `my_dataset.yaml` says what
 the dataset is: its folder, ROIs, split and licence. Point `root` and `reader` of the latter at your
-data (readers: nsd, things, haxby, arrays), take the `simulation` section out of the former, and
-type the first line again: it names every file that is missing.
+data (reader arrays; the others read published datasets), take the `simulation` section out of the
+former, and type the first line again: it names every file that is missing.
 """
 
 

@@ -25,6 +25,7 @@ from raybrain import catalog, config
 from raybrain.config import Experiment, Generator, Ingest, InputError
 from raybrain.datasets import open_recording
 from raybrain.diffusion.soundness import check_sound
+from tests.datasets import bdata_tree, entries, masks_tree, nod_tree
 from tests.datasets import other_trees as trees
 from tests.datasets.nsd_tree import SUBJECT, write_tree
 from tests.datasets.test_conformance import arrays_entry, haxby_entry, things_entry
@@ -162,6 +163,33 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], None], tuple[s
     "haxby": (
         lambda root: trees.write_haxby(root),
         read_dataset(haxby_entry(), "subj1"),
+        (),
+    ),
+    "bdata": (
+        lambda root: bdata_tree.write_god(root),
+        read_dataset(entries.god_entry(), "Subject1"),
+        ("Subject1.h5", "words.txt"),
+    ),
+    "bdata-tables": (
+        lambda root: bdata_tree.write_deeprecon(root),
+        read_dataset(entries.deeprecon_entry(), "sub-01"),
+        ("stimulus_NaturalImageTraining.tsv", "stimulus_NaturalImageTest.tsv"),
+    ),
+    "bold5000": (
+        lambda root: masks_tree.write_bold5000(root),
+        read_dataset(
+            entries.bold5000_entry(layout={"captions": "captions_train2014.json"}), "CSI2"
+        ),
+        (),
+    ),
+    "nod": (
+        lambda root: nod_tree.write_nod(root),
+        read_dataset(entries.nod_entry(), nod_tree.SUBJECT),
+        (),
+    ),
+    "laion": (
+        lambda root: masks_tree.write_laion(root),
+        read_dataset(entries.laion_entry(), "sub-01"),
         (),
     ),
     "settings": (write_settings, read_settings, ()),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
     from raybrain.config import Ingest
 
-READERS = ("nsd", "things", "haxby", "arrays")
+READERS = ("nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,15 @@ def read_regions(entry: CatalogEntry, *, layout: Layout, place: Root, subject: s
     tables: dict[str, dict[str, int]] = {}
     used: list[str] = []
 
+    def check_shapes(**others: np.ndarray) -> None:
+        first = next(iter(maps.values())).shape
+        for what, values in (maps | others).items():
+            if values.shape != first or len(first) != 3:
+                raise InputError(
+                    f"{what} of {subject} in {place.url} has shape {values.shape}, another atlas "
+                    f"{first}; take all from the same subject and space ({layout.space})"
+                )
+
     def leaf(name: str, roi: Roi) -> np.ndarray:
         if roi.atlas is None:
             raise InputError(
@@ -118,6 +127,7 @@ def read_regions(entry: CatalogEntry, *, layout: Layout, place: Root, subject: s
         if roi.atlas not in maps:
             files = layout.atlas_files(subject, atlas=roi.atlas)
             maps[roi.atlas] = _read_map(place, files, layout=layout)
+            check_shapes()  # before a union joins them
             tables[roi.atlas], source = _label_table(place, subject=subject, atlas=roi.atlas)
             used.extend([*files, *source])
         return pick_labels(
@@ -125,16 +135,10 @@ def read_regions(entry: CatalogEntry, *, layout: Layout, place: Root, subject: s
         )
 
     masks = resolve(entry.rois, leaf=leaf)
-    shapes = {atlas: values.shape for atlas, values in maps.items()}
     ratio_files = layout.ncsnr_files(subject)
     ratio = _read_map(place, ratio_files, layout=layout)
-    grid = next(iter(shapes.values()))
-    for what, shape in {**shapes, "noise ceiling": ratio.shape}.items():
-        if shape != grid or len(shape) != 3:
-            raise InputError(
-                f"{what} of {subject} in {place.url} has shape {shape}, another atlas {grid}; "
-                f"take all from the same subject and space ({layout.space})"
-            )
+    check_shapes(**{"noise ceiling": ratio})
+    grid = ratio.shape
     _check_grid(entry, layout=layout, place=place, subject=subject, grid=grid)
     inside = np.logical_or.reduce(list(masks.values())).reshape(-1)
     ratio = ratio.reshape(-1)

@@ -198,7 +198,7 @@ def read_captions(root: Root, *, images: pd.DataFrame) -> list[tuple[str, ...]]:
     """
     captions: list[tuple[str, ...]] = [()] * len(images)
     for split in sorted(images["cocoSplit"].unique()):
-        found = _annotated(root, captions_file(split), value="caption")
+        found = annotated(root, captions_file(split), value="caption")
         for row in np.flatnonzero(images["cocoSplit"] == split):
             texts = found.get(int(images["cocoId"].iloc[row]), ())
             captions[row] = tuple(str(text).strip() for text in texts)
@@ -212,7 +212,14 @@ def read_captions(root: Root, *, images: pd.DataFrame) -> list[tuple[str, ...]]:
     return captions
 
 
-def _annotated(root: Root, path: str, *, value: str) -> dict[int, list[object]]:
+def annotated(root: Root, path: str, *, value: str) -> dict[int, list[object]]:
+    """Return COCO image -> its annotations' values in order of their ids.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no COCO file.
+    """
     content = _json(root, path)
     found: dict[int, list[object]] = {}
     try:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
 from raybrain.datasets.tables import composed
+from raybrain.seal import digest_of
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 FOLDERS = {
@@ -136,12 +137,7 @@ def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str)
         If any is missing, could be either of two, or is another name for the same file.
     """
     below = f"{folder.rstrip('/')}/" if folder else ""
-    found: dict[str, list[str]] = {}
-    for path in root.tree(folder):
-        inner = PurePosixPath(path.removeprefix(below))
-        if path.lower().endswith(ENDINGS) and not any(p.startswith(".") for p in inner.parts):
-            for name in names_of(inner):
-                found.setdefault(name, []).append(path)
+    found = names_of_all(root, folder=folder)
     chosen: dict[str, str] = {}
     missing = [name for name in names if composed(name) not in found]
     if missing:
@@ -170,6 +166,18 @@ def find_pictures(root: Root, *, folder: str, names: Sequence[str], remedy: str)
     return chosen
 
 
+def names_of_all(root: Root, *, folder: str) -> dict[str, list[str]]:
+    """Return name -> files of that name of all pictures below a folder."""
+    below = f"{folder.rstrip('/')}/" if folder else ""
+    found: dict[str, list[str]] = {}
+    for path in root.tree(folder):
+        inner = PurePosixPath(path.removeprefix(below))
+        if path.lower().endswith(ENDINGS) and not any(p.startswith(".") for p in inner.parts):
+            for name in names_of(inner):
+                found.setdefault(name, []).append(path)
+    return found
+
+
 def names_of(path: PurePosixPath) -> set[str]:
     """Return what a table may call a picture: with its folders or without, and its ending."""
     whole = composed(str(path))
@@ -190,6 +198,11 @@ def read_pictures(
 def read_sides(names: Sequence[str], *, root: Root, files: Mapping[str, str]) -> list[int]:
     """Return the pixels along the shorter side of every picture named."""
     return [side_of(root.read(files[name]), name=root.at(files[name])) for name in names]
+
+
+def names_and_sizes(root: Root, pictures: Mapping[str, str]) -> str:
+    """Return a fingerprint of thousands of pictures without reading them."""
+    return f"names and sizes:{digest_of({path: root.size(path) for path in pictures.values()})}"
 
 
 def stem_of(path: str) -> str:

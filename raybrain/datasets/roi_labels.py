@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from raybrain.catalog import Roi
+from raybrain.catalog import CatalogEntry, Roi
 from raybrain.config import InputError
 
 _KASTNER = (
@@ -92,6 +92,16 @@ def resolve(
         return masks[name]
 
     return {name: mask(name, ()) for name in rois}
+
+
+def sizes(entry: CatalogEntry, *, subject: str, masks: Mapping[str, np.ndarray]) -> list[str]:
+    """Return a sentence per ROI: its voxels beside the published number."""
+    notes = []
+    for name, mask in masks.items():
+        published = entry.rois[name].published.get(subject)
+        beside = "" if published is None else f" (published: {published:,})"
+        notes.append(f"ROI {name}: {int(mask.sum()):,} voxels{beside}")
+    return notes
 
 
 def whole_labels(volume: np.ndarray, *, name: str) -> np.ndarray:

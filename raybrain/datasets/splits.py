@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from raybrain.config import InputError
+
+if TYPE_CHECKING:
+    from raybrain.catalog import CatalogEntry
 
 
 def hash_fraction(name: str, *, salt: str) -> float:
@@ -59,6 +63,35 @@ def assign(*, is_test: np.ndarray, group: pd.Series, validation: float) -> np.nd
     split = np.where(group.isin(validating), "validation", "train").astype(object)
     split[is_test] = "test"
     return split
+
+
+def overlap(
+    entry: CatalogEntry, *, image_id: pd.Series, concept: pd.Series, is_test: np.ndarray
+) -> str:
+    """Return a sentence on what training and test share.
+
+    Parameters
+    ----------
+    image_id, concept : (trial,) str
+        Of every trial; concept is '' where none is known.
+    is_test : (trial,) bool
+
+    Raises
+    ------
+    InputError
+        If an image is on both sides.
+    """
+    both = set(image_id[is_test]) & set(image_id[~is_test])
+    if both:
+        raise InputError(
+            f"the trials of {entry.name} show {min(both)} both in training and in the test; get "
+            f"the table of trials again"
+        )
+    tested, trained = set(concept[is_test]) - {""}, set(concept[~is_test])
+    if not tested:
+        return "no category is known of the test images, so what training shares with them is not"
+    shared = len(tested & trained)
+    return f"{shared} of {len(tested)} test categories also occur in training, with other images"
 
 
 def caption_clusters(captions: Sequence[Sequence[str]], *, count: int, seed: int = 0) -> list[str]:

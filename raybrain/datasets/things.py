@@ -8,7 +8,7 @@ of voxels by trials per subject), ``ICA-betas`` (the same in OpenNeuro's derivat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -21,11 +21,10 @@ from raybrain.datasets import Recording, Voxels
 from raybrain.datasets import things_tables as tables
 from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.pictures import find_pictures, read_pictures, read_sides
-from raybrain.datasets.roi_labels import resolve, whole_labels
+from raybrain.datasets.pictures import find_pictures, names_and_sizes, read_pictures, read_sides
+from raybrain.datasets.roi_labels import resolve, sizes, whole_labels
 from raybrain.datasets.things_betas import check_table, read_table_session, read_volume_session
 from raybrain.datasets.volumes import read_volume
-from raybrain.seal import digest_of
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry, Roi
@@ -139,13 +138,13 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
                 path: place.fingerprint(path)
                 for path in (voxels_file, *source.files, *definition_files)
             },
-            layout.images: _names_and_sizes(place, pictures),
+            layout.images: names_and_sizes(place, pictures),
         },
         findings=(
             *split_notes,
             *events_note,
             *definition_notes,
-            *_sizes(entry, subject=subject, masks=masks),
+            *sizes(entry, subject=subject, masks=masks),
         ),
     )
 
@@ -301,11 +300,6 @@ def _check_counts(entry: CatalogEntry, *, trials: pd.DataFrame, name: str) -> No
             )
 
 
-def _names_and_sizes(place: Root, pictures: Mapping[str, str]) -> str:
-    """Return a fingerprint of thousands of pictures without reading them."""
-    return f"names and sizes:{digest_of({path: place.size(path) for path in pictures.values()})}"
-
-
 def _definitions(
     place: Root, *, layout: Layout
 ) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
@@ -313,12 +307,3 @@ def _definitions(
         return tables.read_definitions(place, layout.concepts), [], (layout.concepts,)
     note = f"{place.at(layout.concepts)} is absent: captions are the names of the concepts"
     return {}, [note], ()
-
-
-def _sizes(entry: CatalogEntry, *, subject: str, masks: Mapping[str, np.ndarray]) -> list[str]:
-    notes = []
-    for name, mask in masks.items():
-        published = entry.rois[name].published.get(subject)
-        beside = "" if published is None else f" (published: {published:,})"
-        notes.append(f"ROI {name}: {int(mask.sum()):,} voxels{beside}")
-    return notes

@@ -40,7 +40,14 @@ from raybrain.evaluation.scoring import (
     Z_ONLY,
     score_rows,
 )
-from raybrain.evaluation.strata import Stratum, likeness_to_training, quantile_labels, scores_by
+from raybrain.evaluation.strata import (
+    Stratum,
+    likeness_to_training,
+    nearness_text,
+    quantile_labels,
+    scores_by,
+    thumbnails,
+)
 from raybrain.evaluation.table import Difference, Score, Table, load_table
 from raybrain.evaluation.weights import weights_folder, weights_of
 
@@ -84,6 +91,7 @@ __all__ = [
     "n_way",
     "nearest_first",
     "nearest_training",
+    "nearness_text",
     "pixcorr",
     "protocol_named",
     "published_for",
@@ -93,6 +101,7 @@ __all__ = [
     "score_rows",
     "scores_by",
     "ssim",
+    "thumbnails",
     "two_way",
     "weights_folder",
     "weights_of",

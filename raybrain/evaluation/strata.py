@@ -6,7 +6,7 @@ likeness shows it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,50 @@ def likeness_to_training(
         r = mine @ standardised(training[start : start + block]).T
         nearest = np.maximum(nearest, r.max(axis=1))
     return nearest
+
+
+def thumbnails(
+    images: NDArray[np.uint8], *, side: int = 16, block: int = 256
+) -> NDArray[np.float32]:
+    """Return (image, feature) means over squares of pixels: layout and colours without detail.
+
+    Parameters
+    ----------
+    images
+        (image, y, x, rgb), square; rows and columns that fill no square are left out.
+    side
+        Squares along one side, or pixels where the images have fewer.
+    block
+        Images shrunk at a time.
+    """
+    step = max(1, images.shape[1] // side)
+    kept = images.shape[1] // step
+    found = np.empty((len(images), kept * kept * images.shape[3]), dtype=np.float32)
+    for start in range(0, len(images), block):
+        part = np.asarray(images[start : start + block, : kept * step, : kept * step])
+        squares = part.reshape(len(part), kept, step, kept, step, images.shape[3])
+        found[start : start + block] = squares.mean(axis=(2, 4), dtype=np.float32).reshape(
+            len(part), -1
+        )
+    return found
+
+
+def nearness_text(likeness: Mapping[str, NDArray[np.floating]]) -> str:
+    """Return lines that say how near the nearest training image is, so that scores can be read.
+
+    Parameters
+    ----------
+    likeness
+        What was compared -> Pearson r (image,) with the nearest training image.
+    """
+    lines = []
+    for what, values in likeness.items():
+        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+        lines.append(
+            f"nearest training image by {what}: r {middle:.2f} at the median, "
+            f"{low:.2f} to {high:.2f} for nine in ten test images\n"
+        )
+    return "".join(lines)
 
 
 def quantile_labels(values: NDArray[np.floating], *, parts: int = 10) -> list[str]:

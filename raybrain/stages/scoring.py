@@ -111,6 +111,11 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     )
     latents, categories = decoded.latents, decoded.categories
     text = f"{table.to_text()}\n\n{decoded_text(latents, retrieved=decoded.retrieved)}\n"
+    likeness = _likeness(experiment, image_ids=image_ids, training_ids=training_ids)
+    pixels = evaluation.likeness_to_training(
+        evaluation.thumbnails(seen), training=evaluation.thumbnails(training)
+    )
+    text += f"\n{evaluation.nearness_text({'pixels': pixels, **likeness})}"
     if categories:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():
@@ -137,7 +142,9 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         published=evaluation.published_for(
             dataset=experiment.dataset, protocol=protocol.name, images=len(image_ids)
         ),
-        strata=_strata(experiment, opened=opened, table=table, training_ids=training_ids),
+        strata=_strata(
+            experiment, opened=opened, table=table, training_ids=training_ids, likeness=likeness
+        ),
         latents={name: scores.summary() for name, scores in latents.items()},
         curves=_curves(experiment),
         figures=figures,
@@ -255,8 +262,27 @@ def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, flo
     return found
 
 
+def _likeness(
+    experiment: Experiment, *, image_ids: list[str], training_ids: list[str]
+) -> dict[str, np.ndarray]:
+    """Return target -> r (image,) with the nearest training image, for the first target."""
+    features = outputs.features(experiment).folder
+    target, _ = outputs.targets(experiment)[0]
+    return {
+        target: evaluation.likeness_to_training(
+            store.read_rows(features, target, image_ids=image_ids),
+            training=store.read_rows(features, target, image_ids=training_ids),
+        )
+    }
+
+
 def _strata(
-    experiment: Experiment, *, opened: SubjectStore, table: Table, training_ids: list[str]
+    experiment: Experiment,
+    *,
+    opened: SubjectStore,
+    table: Table,
+    training_ids: list[str],
+    likeness: dict[str, np.ndarray],
 ) -> dict[str, tuple[Stratum, ...]]:
     """Return scores by how far the image seen is from what was shown in training.
 
@@ -285,16 +311,10 @@ def _strata(
     parts = min(10, len(table.image_ids) // STRATUM)
     if parts < 2:
         return found
-    features = outputs.features(experiment).folder
-    target, _ = outputs.targets(experiment)[0]
-    likeness = evaluation.likeness_to_training(
-        store.read_rows(features, target, image_ids=list(table.image_ids)),
-        training=store.read_rows(features, target, image_ids=training_ids),
-    )
-    labels = evaluation.quantile_labels(likeness, parts=parts)
-    found[f"By likeness to the nearest training image (r of their {target})"] = scores(
-        labels=labels
-    )
+    for target, values in likeness.items():
+        found[f"By likeness to the nearest training image (r of their {target})"] = scores(
+            labels=evaluation.quantile_labels(values, parts=parts)
+        )
     return found
 
 

@@ -19,6 +19,7 @@ import pytest
 from raybrain.catalog import CatalogEntry
 from raybrain.config import Ingest, InputError
 from raybrain.datasets import READERS, Recording, open_recording
+from tests.datasets import bdata_tree, entries, masks_tree, nod_tree
 from tests.datasets import other_trees as trees
 from tests.datasets.nsd_tree import SUBJECT, write_surface, write_tree
 from tests.datasets.test_nsd import entry as nsd_entry
@@ -134,6 +135,24 @@ CASES = [
     Case("arrays-npy", arrays_entry(), "P1", trees.write_arrays),
     Case("arrays-h5", arrays_entry(), "P1", lambda root: trees.write_arrays(root, kind="h5")),
     Case("arrays-zarr", arrays_entry(), "P1", lambda root: trees.write_arrays(root, kind="zarr")),
+    Case(
+        "god",
+        entries.god_entry(layout=entries.make("god").layout | {"runs_per_session": 2}),
+        "Subject1",
+        bdata_tree.write_god,
+    ),
+    Case(
+        "deeprecon-shapes",
+        entries.deeprecon_entry(
+            layout=entries.make("deeprecon").layout | {"runs_per_session": 2},
+            split={"test": "artificial", "validation": 0.3, "group": "concept"},
+        ),
+        "sub-01",
+        bdata_tree.write_deeprecon,
+    ),
+    Case("bold5000", entries.bold5000_entry(), "CSI2", masks_tree.write_bold5000),
+    Case("nod", entries.nod_entry(), nod_tree.SUBJECT, nod_tree.write_nod),
+    Case("laion", entries.laion_entry(), "sub-01", masks_tree.write_laion),
 ]
 
 

@@ -6,9 +6,11 @@ import pytest
 from raybrain.evaluation import (
     SYSTEM,
     likeness_to_training,
+    nearness_text,
     quantile_labels,
     retrieval,
     scores_by,
+    thumbnails,
 )
 from tests.evaluation.made import made_table
 
@@ -110,3 +112,28 @@ def test_equal_predictions_retrieve_at_chance(centred):
 def test_a_pool_larger_than_the_test_set_is_refused():
     with pytest.raises(ValueError, match="a pool of at most 20"):
         retrieval(predicted=np.ones((20, 3)), true=np.ones((20, 3)))
+
+
+def test_thumbnails_are_means_over_squares() -> None:
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (3, 35, 35, 3), dtype=np.uint8)
+    found = thumbnails(images, side=16, block=2).reshape(3, 17, 17, 3)
+    # 35 pixels make 17 squares of 2, and one row is left over.
+    np.testing.assert_allclose(found[1, 4, 7], images[1, 8:10, 14:16].mean(axis=(0, 1)), rtol=1e-6)
+    small = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(thumbnails(small), small.reshape(2, -1))
+
+
+def test_a_copy_in_training_is_near_whatever_its_brightness() -> None:
+    rng = np.random.default_rng(6)
+    training = rng.integers(0, 200, (40, 32, 32, 3), dtype=np.uint8)
+    seen = np.stack([training[17] + 40, rng.integers(0, 200, (32, 32, 3), dtype=np.uint8)])
+    r = likeness_to_training(thumbnails(seen), training=thumbnails(training))
+    assert r[0] == pytest.approx(1.0, abs=1e-5)
+    assert r[1] < 0.5
+    text = nearness_text({"pixels": np.full(4, 0.25), "latents": np.full(4, 0.5)})
+    assert text.splitlines() == [
+        f"nearest training image by {what}: r {r} at the median, {r} to {r} for nine in ten "
+        f"test images"
+        for what, r in (("pixels", "0.25"), ("latents", "0.50"))
+    ]

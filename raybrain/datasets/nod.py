@@ -1,0 +1,436 @@
+"""The Natural Object Dataset (Gong et al. 2023, doi:10.1038/s41597-023-02471-x) as a recording.
+
+OpenNeuro's ds004496: the dataset's own betas lie on the surface, a CIFTI file per run with a map
+per trial, named by its picture. Vertices of both hemispheres are the voxels; a position is
+(hemisphere, vertex, 0). Regions are those of HCP-MMP1, from the two files that the dataset's code
+ships, or labels of a ``.dlabel.nii`` such as those of its category localizer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from raybrain.config import InputError, Section, validate
+from raybrain.datasets import Recording, Voxels
+from raybrain.datasets.cifti import Maps, read_heading, read_maps
+from raybrain.datasets.contents import picture_folder
+from raybrain.datasets.files import RequiredFile, Root
+from raybrain.datasets.pictures import (
+    find_pictures,
+    names_and_sizes,
+    read_pictures,
+    read_sides,
+    stem_of,
+)
+from raybrain.datasets.roi_labels import resolve, sizes, whole_labels
+from raybrain.datasets.splits import assign, held_out, overlap
+from raybrain.datasets.synsets import caption_of, read_words
+from raybrain.datasets.tables import decode_text
+from raybrain.datasets.things_betas import check_finite
+
+if TYPE_CHECKING:
+    from raybrain.catalog import CatalogEntry, Roi
+    from raybrain.config import Ingest
+
+MMP = "HCP_MMP1"
+AREAS = 180
+"""Per hemisphere; 181 to 360 are the right one's, in the same order."""
+TEST_SETS = ("categories", "images", "coco")
+"""categories: a tenth of ImageNet's 1000 categories, none of which trains. images: a tenth of the
+pictures, whose categories train. coco: the 120 pictures shown ten times."""
+HELD_OUT = 0.1
+UNKNOWN = "a photograph"
+
+
+class Layout(Section):
+    """Where the files lie; ``{subject}``, ``{run}`` and ``{atlas}`` are filled in."""
+
+    results: str = "derivatives/ciftify/{subject}/results"
+    betas: str = "{run}/{run}_beta.dscalar.nii"
+    """``{run}`` is a folder such as ses-imagenet01_task-imagenet_run-1."""
+    labels: str = "{run}/{run}_label.txt"
+    """Compared with the names in the CIFTI file where it is there."""
+    areas: str = "supportfiles/MMP_mpmLR32k.mat"
+    """The variable glasser_MMP: an area's number per vertex of the file."""
+    areas_names: str = "supportfiles/roilbl_mmp.csv"
+    atlas: str = "derivatives/ciftify/{subject}/results/ses-floc_task-floc/{atlas}.dlabel.nii"
+    images: str = "stimuli"
+    words: str = "words.txt"
+    """ImageNet's list of synsets and what they are called, for captions."""
+
+    def fill(self, template: str, *, subject: str, run: str = "", atlas: str = "") -> str:
+        """Return a file's path."""
+        filled = template.replace("{subject}", subject).replace("{run}", run)
+        return filled.replace("{atlas}", atlas)
+
+    def in_results(self, template: str, *, subject: str, run: str) -> str:
+        """Return a file's path below ``results``."""
+        return self.fill(f"{self.results}/{template}", subject=subject, run=run)
+
+
+def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: Ingest) -> Recording:
+    """Return one subject's trials, vertices of the catalogued ROIs and pictures.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or contradicts another; the message names the file and the remedy.
+    """
+    layout = _layout(entry)
+    place = Root(root, get=entry.get, storage=entry.storage)
+    runs = _runs(place, entry=entry, layout=layout, subject=subject)
+    if settings.sessions is not None:
+        runs = runs[runs["session"] <= settings.sessions]
+    if not len(runs):
+        first = "ses-imagenet01_task-imagenet_run-1"
+        raise place.missing(layout.in_results(layout.betas, subject=subject, run=first))
+    frames, files = [], []
+    surface: Maps | None = None
+    for run in runs.itertuples():
+        path = layout.in_results(layout.betas, subject=subject, run=str(run.folder))
+        maps = read_heading(place, path)
+        if surface is not None and not np.array_equal(maps.xyz, surface.xyz):
+            raise InputError(
+                f"{place.at(path)} holds other vertices than the runs before it; take all runs "
+                f"from the same release"
+            )
+        surface = maps
+        labels = layout.in_results(layout.labels, subject=subject, run=str(run.folder))
+        _check_labels(place, labels, names=maps.names, betas=path)
+        files += [path, *([labels] if place.exists(labels) else [])]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "image_id": [stem_of(name.rsplit("/", 1)[-1]) for name in maps.names],
+                    "session": run.session,
+                    "run": run.run,
+                    "coco": run.coco,
+                    "file": path,
+                }
+            )
+        )
+    if surface is None:
+        raise InputError(f"no run of {subject} is in {place.url}; {place.again}")
+    table = pd.concat(frames, ignore_index=True)
+    if not len(table) or not table["image_id"].str.strip().all():
+        raise InputError(
+            f"the maps of {place.at(files[0])} or another run are not named by their pictures; "
+            f"{place.again}"
+        )
+    trials, split_notes = _trials(entry, table=table)
+    masks, mask_files = _masks(entry, place=place, layout=layout, subject=subject, surface=surface)
+    inside = np.flatnonzero(np.logical_or.reduce(list(masks.values())))
+    if not len(inside):
+        raise InputError(
+            f"no vertex of {subject} in {place.url} lies in an ROI; choose other areas"
+        )
+    names = sorted(set(table["image_id"]))
+    pictures = find_pictures(
+        place,
+        folder=layout.images,
+        names=names,
+        remedy="get the folder stimuli of ds004496 (datalad get stimuli)",
+    )
+    words = read_words(place, layout.words)
+    rois = {name: mask[inside] for name, mask in masks.items()}
+    xyz = surface.xyz[inside]
+    by_session = {
+        number: table[table["session"] == number] for number in table["session"].unique().tolist()
+    }
+    return Recording(
+        dataset=entry.name,
+        subject=subject,
+        trials=trials,
+        voxels=Voxels(
+            index=xyz[:, 0].astype(np.int64) * max(surface.vertices) + xyz[:, 1],
+            xyz=xyz,
+            noise_ceiling=np.full(len(inside), np.nan, dtype=np.float32),
+        ),
+        rois=rois,
+        images=pd.DataFrame(
+            {
+                "image_id": names,
+                "captions": [_caption(name, words=words) for name in names],
+                "group": [concept_of(name) for name in names],
+            }
+        ),
+        read_session=partial(
+            _read_session,
+            root=place,
+            sessions={k: list(dict.fromkeys(rows["file"])) for k, rows in by_session.items()},
+            trials={k: len(rows) for k, rows in by_session.items()},
+            chosen=inside.astype(np.int64),
+            vertices=len(surface.xyz),
+        ),
+        read_images=partial(
+            read_pictures, root=place, files=pictures, background=settings.background
+        ),
+        read_sides=partial(read_sides, root=place, files=pictures),
+        sources={
+            **{path: place.fingerprint(path) for path in (*files, *mask_files)},
+            **({layout.words: place.fingerprint(layout.words)} if words else {}),
+            layout.images: names_and_sizes(place, pictures),
+        },
+        findings=(
+            *split_notes,
+            f"{int((xyz[:, 0] == 0).sum()):,} vertices of the left hemisphere and "
+            f"{int((xyz[:, 0] == 1).sum()):,} of the right lie in an ROI",
+            *(() if words else (f"{place.at(layout.words)} is absent: captions are bare names",)),
+            *sizes(entry, subject=subject, masks=rois),
+        ),
+    )
+
+
+def required_files(
+    entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
+) -> list[RequiredFile]:
+    """Return every file that ingest of this subject reads, present or not; pictures as a folder."""
+    layout = _layout(entry)
+    place = Root(root, get=entry.get, storage=entry.storage)
+    found = _runs(place, entry=entry, layout=layout, subject=subject)
+    folders = found["folder"][found["session"] <= (settings.sessions or len(found))].tolist()
+    planned = entry.expect.get("sessions", {}).get(subject, 0)
+    for session in range(1, min(planned, settings.sessions or planned) + 1):
+        for run in range(1, int(entry.expect.get("runs_per_session", 10)) + 1):
+            folders.append(f"ses-imagenet{session:02d}_task-imagenet_run-{run}")
+    if not folders:
+        folders = ["ses-imagenet01_task-imagenet_run-1"]
+    most = entry.expect.get("run_bytes")
+    betas = [
+        layout.in_results(layout.betas, subject=subject, run=run) for run in dict.fromkeys(folders)
+    ]
+    labels = [
+        layout.in_results(layout.labels, subject=subject, run=run) for run in dict.fromkeys(folders)
+    ]
+    atlases = dict.fromkeys(roi.atlas for roi in entry.rois.values() if roi.atlas)
+    files = [*(path for path in labels if place.exists(path)), layout.words]
+    for atlas in atlases:
+        files += (
+            [layout.areas, layout.areas_names]
+            if atlas == MMP
+            else [layout.fill(layout.atlas, subject=subject, atlas=str(atlas))]
+        )
+    return [
+        *(place.required(path, at_most=most) for path in betas),
+        *(place.required(path) for path in files),
+        picture_folder(place, layout.images),
+    ]
+
+
+def concept_of(name: str) -> str:
+    """Return ImageNet's synset of a picture; '' for COCO's, which have many."""
+    found = re.match(r"n\d{8}(?=_|$)", name)
+    return found.group() if found else ""
+
+
+def _layout(entry: CatalogEntry) -> Layout:
+    for what, value, known in (
+        ("test", entry.split.test, TEST_SETS),
+        ("group", entry.split.group, ("image", "concept")),
+    ):
+        if value not in known:
+            raise InputError(
+                f"catalog entry {entry.name}: 'split.{what}' cannot be '{value}'; choose from "
+                f"{', '.join(known)}"
+            )
+    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+
+
+def _runs(place: Root, *, entry: CatalogEntry, layout: Layout, subject: str) -> pd.DataFrame:
+    """Return folder, session, run and coco of the runs present, in order of session and run.
+
+    Runs are not padded with a zero, so that run-10 sorts before run-2 by name. The session of the
+    120 repeated pictures comes after all others.
+    """
+    folder = layout.fill(layout.results, subject=subject)
+    rows = []
+    for name in place.names(folder):
+        match = re.fullmatch(r"ses-imagenet(\d+)_task-imagenet_run-(\d+)", name)
+        coco = re.fullmatch(r"ses-coco_task-coco_run-(\d+)", name)
+        if not place.exists(layout.in_results(layout.betas, subject=subject, run=name)):
+            continue
+        if match:
+            rows.append((name, int(match.group(1)), int(match.group(2)), False))
+        elif coco and entry.split.test == "coco":
+            rows.append((name, 0, int(coco.group(1)), True))
+    runs = pd.DataFrame(rows, columns=["folder", "session", "run", "coco"])
+    runs["coco"] = runs["coco"].astype(bool)
+    runs.loc[runs["coco"], "session"] = int(runs["session"].max()) + 1 if len(runs) else 1
+    return runs.sort_values(["session", "run"], kind="stable", ignore_index=True)
+
+
+def _check_labels(place: Root, path: str, *, names: Sequence[str], betas: str) -> None:
+    """Compare the names of the maps with the text beside them, if it is there.
+
+    The dataset's code writes the names of a run one after the other, without line breaks.
+    """
+    if not place.exists(path):
+        return
+    text = "".join(decode_text(place.read(path), name=place.at(path)).split())
+    if text != "".join("".join(name.split()) for name in names):
+        raise InputError(
+            f"{place.at(path)} names other pictures than {place.at(betas)}; take both from the "
+            f"same release"
+        )
+
+
+def _trials(entry: CatalogEntry, *, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    concept = table["image_id"].map(concept_of)
+    of = concept.where(concept != "", table["image_id"])
+    rule = entry.split.test
+    if rule == "coco":
+        is_test = table["coco"].to_numpy(dtype=bool)
+    else:
+        what = of if rule == "categories" else table["image_id"]
+        tested = held_out(what, fraction=HELD_OUT, salt="test")
+        is_test = what.isin(tested).to_numpy()
+    group = of if entry.split.group == "concept" else table["image_id"]
+    trials = pd.DataFrame(
+        {
+            "image_id": table["image_id"],
+            "session": table["session"].astype(np.int64),
+            "run": table["run"].astype(np.int64),
+            "repeat": table.groupby("image_id").cumcount(),
+            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
+        }
+    )
+    return trials, [
+        f"{table['session'].nunique()} sessions, {len(table)} trials; test set {rule}: "
+        f"{table['image_id'][is_test].nunique()} pictures in {int(is_test.sum())} trials",
+        overlap(entry, image_id=table["image_id"], concept=concept, is_test=is_test),
+    ]
+
+
+def _caption(name: str, *, words: Mapping[str, str]) -> tuple[str, ...]:
+    concept = concept_of(name)
+    return caption_of(concept, words=words) if concept else (UNKNOWN,)
+
+
+def _masks(
+    entry: CatalogEntry, *, place: Root, layout: Layout, subject: str, surface: Maps
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the ROIs over the vertices of the betas, and the files they came from."""
+    areas: dict[str, np.ndarray] = {}
+    atlases: dict[str, Maps] = {}
+    files: list[str] = []
+
+    def leaf(name: str, roi: Roi) -> np.ndarray:
+        if roi.atlas is None:
+            raise InputError(
+                f"catalog entry {entry.name}: ROI '{name}' needs an atlas, {MMP} or the name of a "
+                f".dlabel.nii"
+            )
+        if roi.atlas == MMP:
+            if not areas:
+                areas.update(_areas(place, layout=layout, vertices=len(surface.xyz)))
+                files.extend([layout.areas, layout.areas_names])
+            return _pick(areas, labels=roi.labels or tuple(areas), atlas=MMP)
+        path = layout.fill(layout.atlas, subject=subject, atlas=roi.atlas)
+        if roi.atlas not in atlases:
+            atlases[roi.atlas] = read_maps(place, path)
+            files.append(path)
+        return _labelled(place, path, maps=atlases[roi.atlas], roi=roi, surface=surface)
+
+    return resolve(entry.rois, leaf=leaf), files
+
+
+def _areas(place: Root, *, layout: Layout, vertices: int) -> dict[str, np.ndarray]:
+    """Return mask per area, under its plain name for both hemispheres and as L_ and R_."""
+    from scipy.io import loadmat
+
+    name = place.at(layout.areas)
+    content = place.read(layout.areas)
+    try:
+        numbers = np.asarray(loadmat(io.BytesIO(content))["glasser_MMP"], dtype=np.float64).ravel()
+    except Exception as error:  # scipy raises many kinds on a damaged file
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} cannot be read ({reason}); {place.again}") from None
+    if len(numbers) != vertices:
+        raise InputError(
+            f"{name} has {len(numbers)} vertices, but the betas have {vertices}; take both from "
+            f"the same release"
+        )
+    numbers = whole_labels(numbers, name=name)
+    # The first line is a heading in an encoding of its own; the others are plain.
+    lines = place.read(layout.areas_names).split(b"\n")[1:]
+    text = b"\n".join(lines)
+    names = [
+        match.group(1) for match in re.finditer(r"^L_(\S+)_ROI,", text.decode("latin-1"), re.M)
+    ]
+    if len(names) != AREAS or len(set(names)) != AREAS:
+        raise InputError(
+            f"{place.at(layout.areas_names)} names {len(set(names))} areas of the left hemisphere "
+            f"instead of {AREAS}; {place.again}"
+        )
+    found = {}
+    for number, area in enumerate(names, start=1):
+        found[f"L_{area}"], found[f"R_{area}"] = numbers == number, numbers == number + AREAS
+        found[area] = found[f"L_{area}"] | found[f"R_{area}"]
+    return found
+
+
+def _pick(masks: Mapping[str, np.ndarray], *, labels: Sequence[str], atlas: str) -> np.ndarray:
+    for label in labels:
+        if label not in masks:
+            close = difflib.get_close_matches(label, list(masks), n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(masks)}"
+            raise InputError(f"atlas {atlas} has no label '{label}'; {hint}")
+    return np.logical_or.reduce([masks[label] for label in labels])
+
+
+def _labelled(place: Root, path: str, *, maps: Maps, roi: Roi, surface: Maps) -> np.ndarray:
+    """Return the vertices of the betas that have a label in any map of an atlas's file."""
+    name = place.at(path)
+    if not maps.labels:
+        raise InputError(f"{name} holds no labels; take a .dlabel.nii")
+    masks: dict[str, np.ndarray] = {}
+    for row, names in zip(maps.values, maps.labels, strict=True):
+        values = whole_labels(row, name=name)
+        for number, label in names.items():
+            if number > 0:
+                here = values == number
+                masks[label] = here | masks.get(label, np.zeros_like(here))
+    if not masks:
+        raise InputError(f"{name} names no label above 0; {place.again}")
+    chosen = _pick(masks, labels=roi.labels or tuple(masks), atlas=str(roi.atlas))
+    marked = {tuple(position) for position in maps.xyz[chosen].tolist()}
+    if maps.vertices != surface.vertices:
+        raise InputError(
+            f"{name} is on a surface of {maps.vertices} vertices, the betas on one of "
+            f"{surface.vertices}; take both from the same space"
+        )
+    return np.array([tuple(position) in marked for position in surface.xyz.tolist()], dtype=bool)
+
+
+def _read_session(
+    session: int,
+    *,
+    root: Root,
+    sessions: Mapping[int, Sequence[str]],
+    trials: Mapping[int, int],
+    chosen: np.ndarray,
+    vertices: int,
+) -> np.ndarray:
+    """Return (trial, vertex) float32 of one session, a run's file at a time."""
+    runs = []
+    for path in sessions[session]:
+        maps = read_maps(root, path)
+        if maps.values.shape[1] != vertices:
+            raise InputError(f"{root.at(path)} has changed while it was read; start again")
+        betas = np.ascontiguousarray(maps.values[:, chosen])
+        check_finite(betas, name=root.at(path), again=root.again)
+        runs.append(betas)
+    found = np.concatenate(runs)
+    if len(found) != trials[session]:
+        raise InputError(
+            f"session {session} in {root.url} has changed while it was read; start again"
+        )
+    return found
