@@ -8,6 +8,7 @@ them, since the prefix ``rep_`` is missing where one of them is shown first.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -203,7 +204,12 @@ def required_files(
         *(layout.repeated, layout.words),
         *([layout.captions] if layout.captions else []),
     ]
-    return [*(place.required(path) for path in files), picture_folder(place, layout.images)]
+    shown = None
+    with contextlib.suppress(InputError):  # ingest tells what is wrong with the list
+        names = read_names(place, layout.at(layout.names, subject=subject))
+        shown = {*names, *(f"{COCO}{name}" for name in names)}
+    folder = picture_folder(place, layout.images, shown=shown)
+    return [*(place.required(path) for path in files), folder]
 
 
 def read_names(root: Root, path: str) -> list[str]:

@@ -9,6 +9,7 @@ shapes, letters, or imagery.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,10 +187,14 @@ def required_files(
         for part in parts
     }
     tables = [path for part in parts if (path := layout.table(part, subject=subject))]
+    shown = None
+    with contextlib.suppress(InputError):  # ingest tells what is wrong with the labels
+        samples = [_samples(place, layout=layout, subject=subject, part=part) for part in parts]
+        shown = {name for one in samples for name in one.names}
     return [
         *(place.required(path, at_most=size) for path, size in responses.items()),
         *(place.required(path) for path in (*tables, layout.words)),
-        picture_folder(place, layout.images),
+        picture_folder(place, layout.images, shown=shown),
     ]
 
 

@@ -8,6 +8,7 @@ ships, or labels of a ``.dlabel.nii`` such as those of its category localizer.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import re
@@ -109,7 +110,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         frames.append(
             pd.DataFrame(
                 {
-                    "image_id": [stem_of(name.rsplit("/", 1)[-1]) for name in maps.names],
+                    "image_id": [_picture(name) for name in maps.names],
                     "session": run.session,
                     "run": run.run,
                     "coco": run.coco,
@@ -180,6 +181,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             layout.images: names_and_sizes(place, pictures),
         },
         findings=(
+            *_absent(place, layout=layout, subject=subject),
             *split_notes,
             f"{int((xyz[:, 0] == 0).sum()):,} vertices of the left hemisphere and "
             f"{int((xyz[:, 0] == 1).sum()):,} of the right lie in an ROI",
@@ -218,10 +220,14 @@ def required_files(
             if atlas == MMP
             else [layout.fill(layout.atlas, subject=subject, atlas=str(atlas))]
         )
+    shown = None
+    with contextlib.suppress(InputError):  # ingest tells what is wrong with the names
+        heads = [read_heading(place, path) for path in betas if place.exists(path)]
+        shown = {_picture(name) for one in heads for name in one.names} or None
     return [
         *(place.required(path, at_most=most) for path in betas),
         *(place.required(path) for path in files),
-        picture_folder(place, layout.images),
+        picture_folder(place, layout.images, shown=shown),
     ]
 
 
@@ -229,6 +235,10 @@ def concept_of(name: str) -> str:
     """Return ImageNet's synset of a picture; '' for COCO's, which have many."""
     found = re.match(r"n\d{8}(?=_|$)", name)
     return found.group() if found else ""
+
+
+def _picture(name: str) -> str:
+    return stem_of(name.rsplit("/", 1)[-1])
 
 
 def _layout(entry: CatalogEntry) -> Layout:
@@ -265,6 +275,19 @@ def _runs(place: Root, *, entry: CatalogEntry, layout: Layout, subject: str) -> 
     runs["coco"] = runs["coco"].astype(bool)
     runs.loc[runs["coco"], "session"] = int(runs["session"].max()) + 1 if len(runs) else 1
     return runs.sort_values(["session", "run"], kind="stable", ignore_index=True)
+
+
+def _absent(place: Root, *, layout: Layout, subject: str) -> list[str]:
+    """Return a sentence where runs have a folder and no betas, as in a clone without content."""
+    folders = [
+        name
+        for name in place.names(layout.fill(layout.results, subject=subject))
+        if re.fullmatch(r"ses-imagenet\d+_task-imagenet_run-\d+", name)
+        and not place.exists(layout.in_results(layout.betas, subject=subject, run=name))
+    ]
+    if not folders:
+        return []
+    return [f"{len(folders)} runs have no betas here and are left out, such as {folders[0]}"]
 
 
 def _check_labels(place: Root, path: str, *, names: Sequence[str], betas: str) -> None:

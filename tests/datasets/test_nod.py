@@ -192,6 +192,22 @@ def test_bad_files(tree: trees.Tree, change: object, sentence: str) -> None:
         read(tree.root)
 
 
+def test_annex_links_without_content_are_told(tree: trees.Tree) -> None:
+    path = beta(tree.root, RUN.format(2))
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/gone")
+    few = read(tree.root)
+    assert any("1 runs have no betas here and are left out" in one for one in few.findings)
+    for run in (1, 10):
+        beta(tree.root, RUN.format(run)).unlink()
+    first = beta(tree.root, RUN.format(1))
+    first.symlink_to("../.git/annex/objects/gone")
+    for run in (1, 2, 10):
+        beta(tree.root, f"ses-imagenet02_task-imagenet_run-{run}").unlink()
+    with pytest.raises(InputError, match="datalad get"):
+        read(tree.root)
+
+
 def test_values_that_are_not_finite(tree: trees.Tree) -> None:
     _rewrite(tree.root, lambda v, r, c: (np.full_like(v, np.inf), r, c))
     with pytest.raises(InputError, match=r"run-2_beta\.dscalar\.nii has responses that are not"):
