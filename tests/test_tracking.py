@@ -67,6 +67,7 @@ def test_database_and_artifacts_lie_in_the_workspace_wherever_python_runs(
     tracker = tracking.open_tracker(SETTINGS, workspace=workspace)
     with tracker.stage(tracker.experiment_run(experiment), "evaluate", settings={}) as run:
         run.log_text("seen", "notes/a.txt")
+    tracker.close()
     assert list(tmp_path.iterdir()) == []
     assert Path(workspace, DATABASE).is_file()
     (kept,) = Path(workspace, ARTIFACTS).rglob("notes/a.txt")
@@ -108,7 +109,8 @@ def test_a_stage_records_settings_metrics_files_and_tags(tracker, experiment, tm
     assert found.data.tags[runs.PARENT] == parent.run_id
     assert found.data.tags["count"] == "3"
     assert found.data.params["training.lr"] == "0.0003"
-    assert found.data.params["decode.latents.rois"] == "['V1']"
+    assert found.data.params["decode.latents.rois"] == "[V1]"
+    assert found.data.params["generator.configs"] == "null"  # as it is typed
     assert len(found.data.params["long"]) == 6000
     assert len(found.data.params) == len(settings)
     history = tracker.client.get_metric_history(run.run_id, "loss")
@@ -265,11 +267,15 @@ def test_a_workspace_on_object_storage_needs_a_server():
         tracking.open_tracker(SETTINGS, workspace="s3://bucket/workspace")
 
 
-def test_the_command_that_opens_the_runs_names_the_database(tmp_path):
-    command = tracking.ui_command(SETTINGS, workspace=str(tmp_path))
+def test_where_to_look_is_the_page_of_the_run(tmp_path):
+    page = tracking.page_of("3", "a" * 32)
+    told = tracking.where_to_look(SETTINGS, workspace=str(tmp_path), page=page)
+    command, _, address = told.partition(", then ")
     assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
-    server = Tracking(uri="https://mlflow.lab.example")
-    assert tracking.ui_command(server, workspace=str(tmp_path)) == "https://mlflow.lab.example"
+    assert address == f"http://127.0.0.1:5000/#/experiments/3/runs/{'a' * 32}"
+    server = Tracking(uri="https://mlflow.lab.example/")
+    told = tracking.where_to_look(server, workspace=str(tmp_path), page=page)
+    assert told == f"https://mlflow.lab.example/#/experiments/3/runs/{'a' * 32}"
 
 
 def test_importing_tracking_imports_no_mlflow():
