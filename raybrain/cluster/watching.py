@@ -10,6 +10,8 @@ from typing import Any
 
 PATIENCE = 20.0
 """Seconds for another node to answer; one that is too busy is left out this time."""
+FIRST = 1.0
+"""Seconds until the first look: a short stage has one as well."""
 MEGA = 1e6
 
 Sample = dict[str, float]
@@ -17,7 +19,7 @@ Sample = dict[str, float]
 
 @contextlib.contextmanager
 def watching(*, seconds: float, on_sample: Callable[[int, Sample], None]) -> Iterator[None]:
-    """Look at every node that works, at once and then every so many seconds, inside the block.
+    """Look at every node that works, soon and then every so many seconds, inside the block.
 
     Parameters
     ----------
@@ -31,13 +33,13 @@ def watching(*, seconds: float, on_sample: Callable[[int, Sample], None]) -> Ite
     look = _Look()
 
     def follow() -> None:
-        step = 0
+        step, last = 0, ended.wait(min(FIRST, seconds))
         while True:
             with contextlib.suppress(Exception):  # a look is never worth a stage
-                on_sample(step, look())
-            step += 1
-            if ended.wait(seconds):
+                on_sample(step, look(others=not last))
+            if last:
                 return
+            step, last = step + 1, ended.wait(seconds)
 
     thread = threading.Thread(target=follow, name="system metrics", daemon=True)
     thread.start()
@@ -45,7 +47,7 @@ def watching(*, seconds: float, on_sample: Callable[[int, Sample], None]) -> Ite
         yield
     finally:
         ended.set()
-        thread.join(timeout=PATIENCE)
+        thread.join(timeout=1.0)
 
 
 class _Look:
@@ -53,10 +55,11 @@ class _Look:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        sample(interval=None)  # from now on the load is measured
 
-    def __call__(self) -> Sample:
+    def __call__(self, *, others: bool) -> Sample:
         found = sample(interval=None)
-        for node, values in _others().items():
+        for node, values in _others().items() if others else ():
             number = self._numbers.setdefault(node, len(self._numbers) + 1)
             found |= {f"node_{number}/{name}": value for name, value in values.items()}
         return found

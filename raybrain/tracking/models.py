@@ -24,7 +24,7 @@ CHAMPION = "champion"
 SCORE = "held_out_r2"
 """Tag and metric: mean R² over dimensions on training images that were held out."""
 MODEL_ID = "raybrain.model_id"
-IDENTITY = "raybrain.version"
+IDENTITY = "raybrain.identity"
 
 
 def model_name(*, dataset: str, subject: str, target: str) -> str:
@@ -72,11 +72,13 @@ def register_decoder(
     dataset : Described, optional
         What the score was computed on.
     """
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
-
     from raybrain import __version__
+
+    # Recorded and dropped: MLflow insists on advice about hints, though there is a signature.
+    with warnings.catch_warnings(record=True):
+        import mlflow.pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     single = np.dtype(np.float32)
     signature = ModelSignature(
@@ -84,7 +86,6 @@ def register_decoder(
         outputs=Schema([TensorSpec(single, (-1, dimensions), name=None)]),
         params=ParamSchema([ParamSpec("session", "long", -1)]),
     )
-    # Recorded and dropped: MLflow insists on advice about hints, though there is a signature.
     with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings(record=True):
         model = Path(place) / MODEL
         mlflow.pyfunc.save_model(
@@ -261,6 +262,6 @@ def _crown(client: MlflowClient, name: str, *, version: str, score: float) -> No
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
     else:
-        if best.version == version or score <= float(best.tags.get(SCORE, "-inf")):
+        if str(best.version) == version or score <= float(best.tags.get(SCORE, "-inf")):
             return
     client.set_registered_model_alias(name, CHAMPION, version)

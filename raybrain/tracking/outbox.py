@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from raybrain.tracking.redaction import redacted_tree
+from raybrain.tracking.redaction import redacted_tree, secret_values
 
 if TYPE_CHECKING:
     from raybrain.tracking.sending import Sender
@@ -43,6 +44,8 @@ LONGEST_FLUSH = 40.0
 SENT_AT_ONCE = 500
 GATHERED = 0.2
 """Seconds in which records come together, so that many small ones become one request."""
+
+METRIC_FIELDS = {"kind", "key", "time", "metrics"}
 
 Record = dict[str, Any]
 
@@ -77,7 +80,12 @@ class Outbox:
 
     def put(self, record: Record) -> None:
         """Take one record; returns when it is on disk."""
-        record = redacted_tree(record)
+        # Metrics are many, and have no text but their names.
+        secrets = secret_values() if record.keys() - METRIC_FIELDS else ()
+        record = {
+            name: value if name in METRIC_FIELDS else redacted_tree(value, secrets=secrets)
+            for name, value in record.items()
+        }
         with self._changed:
             self._opened().append(record)
             self._waiting.append(record)
@@ -176,12 +184,20 @@ class Outbox:
                 journal = adopted or self._journal
                 if journal is None:  # closed meanwhile
                     continue
-                records = adopted.left() if adopted else list(self._waiting)
-            records = records[:SENT_AT_ONCE]
-            done = self._sender.send(records, journal.runs, again=self._down or adopted is not None)
+                records = (
+                    adopted.left()[:SENT_AT_ONCE]
+                    if adopted
+                    else list(itertools.islice(self._waiting, SENT_AT_ONCE))
+                )
+            try:
+                again = self._down or adopted is not None
+                done = self._sender.send(records, journal.runs, again=again)
+            except Exception:  # such as a full disk; what was not sent stays
+                done = 0
             with self._changed:
                 if done and (adopted is not None or self._journal is journal):
                     journal.sent(done)
+                    _remove_files(records[:done])
                     if adopted is None:
                         for _ in range(done):
                             self._waiting.popleft()
@@ -325,6 +341,12 @@ def _held(folder: Path) -> IO[str] | None:
         lock.close()
         return None
     return lock
+
+
+def _remove_files(records: list[Record]) -> None:
+    for record in records:
+        if "file" in record:
+            shutil.rmtree(Path(record["file"]).parent, ignore_errors=True)
 
 
 def _number(file: Path) -> int:

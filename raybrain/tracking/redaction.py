@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from raybrain.config import SECRETS
@@ -24,33 +25,38 @@ _PARAMETER = re.compile(
 _HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 
 
-def redacted(text: str) -> str:
+def redacted(text: str, *, secrets: Sequence[str] | None = None) -> str:
     """Return ``text`` without logins in URLs, tokens in queries and headers, and secret values.
 
-    A value is secret when an environment variable of this process whose name says so has it.
+    Parameters
+    ----------
+    text : str
+    secrets : sequence of str, optional
+        Values to hide; when not given, those of environment variables whose names say so.
     """
     if "://" in text:
         text = _LOGIN.sub(f"{HIDDEN}@", text)
         text = _TOKEN.sub(rf"\1{HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1 {HIDDEN}", text)
-    for value in _secret_values():
+    for value in secret_values() if secrets is None else secrets:
         text = text.replace(value, HIDDEN)
     return text
 
 
-def redacted_tree(value: Any) -> Any:
+def redacted_tree(value: Any, *, secrets: Sequence[str]) -> Any:
     """Return plain lists and mappings with `redacted` texts; keys stay."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted(value, secrets=secrets)
     if isinstance(value, dict):
-        return {name: redacted_tree(one) for name, one in value.items()}
+        return {name: redacted_tree(one, secrets=secrets) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted_tree(one) for one in value]
+        return [redacted_tree(one, secrets=secrets) for one in value]
     return value
 
 
-def _secret_values() -> list[str]:
+def secret_values() -> list[str]:
+    """Return the values of environment variables that are named like secrets, longest first."""
     found = {
         value
         for name, value in os.environ.items()

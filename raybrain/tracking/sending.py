@@ -79,7 +79,7 @@ class Sender:
         self.client = client
         self._refused: list[str] = []
         self._failures = 0
-        """In a row."""
+        """In a row, though the server answers."""
         self._one_by_one = 0
         """Records that are sent singly, to find the one that was refused."""
         self._lock = threading.Lock()
@@ -122,8 +122,8 @@ class Sender:
     def _gives_up(self, error: Exception) -> bool:
         """Return whether the record is at fault and not the way to the server."""
         if not _lasts(error):
-            self._failures += 1
-            if self._failures < TRIES or not self._answers():
+            self._failures = self._failures + 1 if self._answers() else 0
+            if self._failures < TRIES:
                 return False
         self._failures = 0
         return True
