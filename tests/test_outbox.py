@@ -54,6 +54,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture
 def failing(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "GATHERED", 0.01)
     monkeypatch.setattr(outbox, "LONGEST_PAUSE", 0.05)
     monkeypatch.setattr(outbox, "PATIENCE", 1.0)
     client = Failing(database.client)
