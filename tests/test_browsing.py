@@ -45,7 +45,7 @@ def recorded(finished, experiment_file):
     wall = time.monotonic() - started
     other = load_experiment(experiment_file, *changes)
     tracker = tracking.open_tracker(finished.tracking, workspace=finished.workspace)
-    ids = [tracker.page_of(one).rpartition("/")[2] for one in (finished, other)]
+    ids = [tracker.page_of(one).rpartition("/")[2].partition("?")[0] for one in (finished, other)]
     first, second = map(tracker.client.get_run, ids)
     return Recorded(tracker, first, second, wall, other)
 
@@ -107,7 +107,7 @@ def test_a_network_is_seen_to_learn(finished, experiment_file):
     assert cli.main(["train", str(experiment_file), *changes]) == 0
     tracker = tracking.open_tracker(finished.tracking, workspace=finished.workspace)
     other = load_experiment(experiment_file, *changes)
-    parent = tracker.client.get_run(tracker.page_of(other).rpartition("/")[2])
+    parent = tracker.client.get_run(tracker.page_of(other).rpartition("/")[2].partition("?")[0])
     where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.target = 'latents'"
     (run,) = tracker.client.search_runs([parent.info.experiment_id], where)
     history = tracker.client.get_metric_history(run.info.run_id, "validation_loss")
@@ -163,7 +163,8 @@ def test_the_list_is_filled_and_sorts_by_the_headline(pages, recorded):
         chromium.go("about:blank")
         chromium.go(
             f"{address}/#/experiments/{recorded.first.info.experiment_id}/runs"
-            f"?orderByKey={order}&orderByAsc={str(ascending).lower()}&compareRunsMode=TABLE"
+            f"?workflowType=machine_learning&compareRunsMode=TABLE&orderByKey={order}"
+            f"&orderByAsc={str(ascending).lower()}"
         )
         shows(chromium, "small", "stronger", "simulated/subj01/train", "small.yaml")
         text = chromium.run("return document.body.innerText")
@@ -191,9 +192,9 @@ def test_the_run_page_shows_description_picture_and_grid(pages, recorded):
         "[...document.images].some(i => i.src.includes('grid.png') && i.naturalWidth > 90)"
     )
     chromium.go("about:blank")
-    chromium.go(f"{page}/model-metrics")
+    chromium.go(f"{page}/model-metrics?workflowType=machine_learning")
     assert chromium.wait(
-        "[...document.images].some(i => i.naturalWidth > 300 && /images/.test(i.src))"
+        "[...document.images].some(i => i.naturalWidth > 200 && /path=images/.test(i.src))"
     )
 
 
@@ -213,4 +214,5 @@ def test_where_to_look_is_told(recorded, finished):
     told = browsing.where(finished)
     assert told.endswith(
         f"/#/experiments/{recorded.first.info.experiment_id}/runs/{recorded.first.info.run_id}"
+        "?workflowType=machine_learning"
     )

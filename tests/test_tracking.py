@@ -186,7 +186,7 @@ def working(workspace, name="study", **changes):
 
 
 def parent_of(tracker, experiment):
-    return tracker.client.get_run(tracker.page_of(experiment).rpartition("/")[2])
+    return tracker.client.get_run(tracker.page_of(experiment).rpartition("/")[2].partition("?")[0])
 
 
 def test_the_run_of_an_experiment_is_what_happens_to_it(tracker, workspace):
@@ -359,15 +359,37 @@ def test_a_workspace_on_object_storage_needs_a_server():
         tracking.open_tracker(SETTINGS, workspace="s3://bucket/workspace")
 
 
+def test_an_upgrade_keeps_the_database_as_it_was(workspace, tracker):
+    before = len(tracker.client.search_experiments())
+    told = tracking.upgrade(SETTINGS, workspace=workspace)
+    (copy,) = Path(workspace).glob(f"{DATABASE}.2*")
+    assert str(copy) in told
+    with sqlite3.connect(copy) as kept:
+        (experiments,) = kept.execute("select count(*) from experiments").fetchone()
+    kept.close()
+    assert experiments == before
+    server = Tracking(uri="https://mlflow.lab.example")
+    with pytest.raises(InputError, match="kept by a server"):
+        tracking.upgrade(server, workspace=workspace)
+    with pytest.raises(InputError, match="no runs"):
+        tracking.upgrade(SETTINGS, workspace=f"{workspace}/elsewhere")
+
+
 def test_where_to_look_is_the_page_of_the_run(tmp_path):
     page = tracking.page_of("3", "a" * 32)
     told = tracking.where_to_look(SETTINGS, workspace=str(tmp_path), page=page)
     command, _, address = told.partition(", then ")
     assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
-    assert address == f"http://127.0.0.1:5000/#/experiments/3/runs/{'a' * 32}"
+    assert (
+        address
+        == f"http://127.0.0.1:5000/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
+    )
     server = Tracking(uri="https://mlflow.lab.example/")
     told = tracking.where_to_look(server, workspace=str(tmp_path), page=page)
-    assert told == f"https://mlflow.lab.example/#/experiments/3/runs/{'a' * 32}"
+    assert (
+        told
+        == f"https://mlflow.lab.example/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
+    )
 
 
 def test_importing_tracking_imports_no_mlflow():

@@ -32,8 +32,12 @@ ARTIFACTS = "mlflow-artifacts"
 
 
 def page_of(mlflow_experiment: str, run_id: str) -> str:
-    """Return the path of a run's page below the address of MLflow."""
-    return f"/#/experiments/{mlflow_experiment}/runs/{run_id}"
+    """Return the path of a run's page below the address of MLflow.
+
+    Among the pages for training: in those for chat agents, where MLflow begins, the same run is
+    listed as an evaluation.
+    """
+    return f"/#/experiments/{mlflow_experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def where_to_look(settings: Tracking, *, workspace: str, page: str | None = None) -> str:

@@ -74,8 +74,9 @@ def register_decoder(
     """
     from raybrain import __version__
 
-    # Recorded and dropped: MLflow insists on advice about hints, though there is a signature.
-    with warnings.catch_warnings(record=True):
+    # MLflow warns of its own type hints, and gives advice about ours, though there is a signature.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         import mlflow.pyfunc
         from mlflow.models import ModelSignature
         from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -86,7 +87,8 @@ def register_decoder(
         outputs=Schema([TensorSpec(single, (-1, dimensions), name=None)]),
         params=ParamSchema([ParamSpec("session", "long", -1)]),
     )
-    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings(record=True):
+    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = Path(place) / MODEL
         mlflow.pyfunc.save_model(
             model,
