@@ -376,20 +376,15 @@ def test_an_upgrade_keeps_the_database_as_it_was(workspace, tracker):
 
 
 def test_where_to_look_is_the_page_of_the_run(tmp_path):
+    path = f"/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
     page = tracking.page_of("3", "a" * 32)
     told = tracking.where_to_look(SETTINGS, workspace=str(tmp_path), page=page)
     command, _, address = told.partition(", then ")
     assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
-    assert (
-        address
-        == f"http://127.0.0.1:5000/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
-    )
+    assert address == f"http://127.0.0.1:5000{path}"
     server = Tracking(uri="https://mlflow.lab.example/")
     told = tracking.where_to_look(server, workspace=str(tmp_path), page=page)
-    assert (
-        told
-        == f"https://mlflow.lab.example/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
-    )
+    assert told == f"https://mlflow.lab.example{path}"
 
 
 def test_importing_tracking_imports_no_mlflow():
