@@ -21,9 +21,13 @@ STAGES = {
     "evaluate": "score the reconstructions beside floors and ceiling, and write the gallery",
     "export": "write the reconstructions as PNG files",
     "run": "all of the above but tune and export, in order, skipping what is sealed",
+    "open": "open the experiment's run in MLflow's pages, which it starts if there is no server",
+    "upgrade": "bring runs that an older MLflow recorded up to date; a database file is kept",
     "ablate": "run it again without each ROI and with each ROI alone, and compare",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
+BROWSING = ("open", "upgrade")
+"""Are about what was recorded, and need no data."""
 COMPARE = "compare"
 INIT = "init"
 SCHEMA = "schema"
@@ -174,7 +178,8 @@ def _run(words: list[str]) -> int:
     from raybrain import pipeline
     from raybrain.stages import checking
 
-    checking.check(experiment, stage=stage)
+    if stage not in BROWSING:
+        checking.check(experiment, stage=stage)
     pipeline.RUN[stage](experiment)
     return 0
 

@@ -8,6 +8,7 @@ assignments. The environment fills ``${NAME}`` or ``${NAME:-default}`` in paths 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -698,6 +699,12 @@ class Tracking(Section):
     """MLflow tracking server or database; a sqlite file in the workspace when not given."""
     models: bool = True
     """Register every fitted decoder as an MLflow model, a copy of its weights included."""
+    system_metrics: Annotated[float, Field(gt=0.0)] | None = 10.0
+    """Seconds between two looks at CPU, memory, disk, network and GPU of every node that works;
+    null takes none."""
+    pictures: NonNegative = 12
+    """Test images in a run's image grid, seen beside reconstructed, and a third as many validation
+    images while a network learns latents; 0 shows none."""
     private: bool = False
     """Whether stimuli that may not be redistributed may be logged as artifacts."""
 
@@ -830,6 +837,23 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[address] = list(value) if isinstance(value, tuple) else value
     return leaves
+
+
+def as_text(value: Any) -> str:
+    """Return a setting as it is typed on the command line: ``null``, ``[V1, V2]``, ``0.001``."""
+    plain = _plain(value)
+    text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from raybrain import __version__, claims, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
-from raybrain.stages import Work, checking, say
+from raybrain.stages import Work, browsing, checking, describing, say
 from raybrain.stages.needs import needs_ahead, needs_of
 
 
@@ -128,13 +128,16 @@ def evaluate(experiment: Experiment) -> None:
     _make(experiment, output, scoring.work)
     print(places.read_text(f"{output.folder}/{scoring.TABLE}"))
     print(f"gallery  {output.folder}/{scoring.GALLERY}")
-    print(f"runs     {tracking.ui_command(experiment.tracking, workspace=experiment.workspace)}")
+    print(f"runs     {browsing.where(experiment)}")
 
 
 def run(experiment: Experiment) -> None:
     """Run every stage in order, skipping what is sealed."""
-    needs = needs_ahead(experiment)
-    with cluster.connect(needs, ahead=True) if needs else contextlib.nullcontext():
+    needs, began = needs_ahead(experiment), time.time()
+    with (
+        cluster.connect(needs, ahead=True) if needs else contextlib.nullcontext(),
+        _recorded(experiment, began=began),
+    ):
         for stage in outputs.RUN_STAGES:
             if stage != "simulate" or experiment.simulation is not None:
                 RUN[stage](experiment)
@@ -151,11 +154,22 @@ def ablate(experiment: Experiment) -> None:
         run(experiment)
         for other in others:
             say("ablate", other.name)
-            for stage in (train, predict, reconstruct, evaluate):
-                stage(other)
+            with _recorded(other):
+                for stage in (train, predict, reconstruct, evaluate):
+                    stage(other)
     folders = [outputs.run_folder(one) for one in (experiment, *others)]
     print(comparing.compare([*folders, f"{comparing.OUT}{folders[0]}/ablation"]))
     print(f"table    {folders[0]}/ablation/{comparing.FILE}")
+
+
+def upgrade(experiment: Experiment) -> None:
+    """Bring the database of runs of an older MLflow up to date; a database file is kept as well."""
+    print(tracking.upgrade(experiment.tracking, workspace=experiment.workspace))
+
+
+def browse(experiment: Experiment) -> None:
+    """Open the experiment's run in a browser; start MLflow's pages where there is no server."""
+    browsing.browse(experiment)
 
 
 RUN: dict[str, Callable[[Experiment], None]] = {
@@ -171,13 +185,29 @@ RUN: dict[str, Callable[[Experiment], None]] = {
     "evaluate": evaluate,
     "run": run,
     "ablate": ablate,
+    "open": browse,
+    "upgrade": upgrade,
     "demo": run,
 }
 
 
+def _recorded(
+    experiment: Experiment, *, began: float | None = None
+) -> contextlib.AbstractContextManager[tracking.Work]:
+    """Keep the experiment's run open in MLflow, once there is something to do.
+
+    It is closed before Ray is: whoever stops a command may not wait for both.
+    """
+    page = functools.partial(describing.experiment_page, experiment)
+    return tracking.working(
+        experiment,
+        describe=lambda status, run_id: page(status=status, run_id=run_id),
+        started=began,
+    )
+
+
 def _make(experiment: Experiment, output: Output, work: Work) -> None:
     """Bring ``output`` to its sealed state, in one tracked run, unless it is there already."""
-    change = experiment.on_change
     if _stands(experiment, output).state == "sealed":
         return
     # What the cluster cannot give is refused before anything is written or removed.
@@ -186,33 +216,40 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
         claims.claim(output.folder, waits=functools.partial(say, output.stage)),
     ):
         before = _stands(experiment, output)  # another command may have made it meanwhile
-        if before.state == "sealed":
-            return
-        started = time.monotonic()
+        if before.state != "sealed":
+            _work_on(experiment, output, work, before=before)
+
+
+def _work_on(experiment: Experiment, output: Output, work: Work, *, before: seal.Status) -> None:
+    """Do the work of a stage, record it, and seal what it made."""
+    began, started = time.time(), time.monotonic()
+    with _recorded(experiment, began=began) as recorded:
         if before.differences:
             say(output.stage, f"again, because {'; '.join(before.differences)}")
         if before.state == "unfinished":
             say(output.stage, f"resumes {output.folder}")
-        seal.begin(output.folder, wanted=output.seal, on_change=change)
-        tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
-        parent = tracker.experiment_run(experiment)
-        with tracker.stage(parent, output.stage, settings=flatten(experiment)) as stage_run:
-            made = work(experiment, output, stage_run)
+        seal.begin(output.folder, wanted=output.seal, on_change=experiment.on_change)
+        tracker, parent = recorded.begin()
+        with tracker.stage(
+            parent,
+            output.stage,
+            settings=flatten(experiment),
+            title=_title(output),
+            started=began,
+        ) as stage_run:
+            _tell_data(experiment, output.stage, runs=[stage_run, parent])
+            with _watched(experiment, stage_run):
+                made = work(experiment, output, stage_run)
             seconds = time.monotonic() - started
             stage_run.log_metrics({"seconds": seconds})
             stage_run.set_tags({"seal": output.seal.digest, "output": output.folder})
+            stage_run.describe(f"{output.stage}: {made.summary}")
             notes = {
                 **made.notes,
                 "summary": made.summary,
                 "raybrain": __version__,
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            entry = outputs.dataset_entry(experiment)
-            stage_run.log_dataset(
-                f"{entry.name}/{experiment.subject}",
-                digest=outputs.subject_store(experiment).seal.digest,
-                source=outputs.dataset_root(experiment),
-            )
             seal.finish(output.folder, seal=replace(output.seal, notes=notes))
     say(output.stage, f"{made.summary} ({seconds:.1f} s)")
 
@@ -225,6 +262,36 @@ def _stands(experiment: Experiment, output: Output) -> seal.Status:
     return found
 
 
+def _title(output: Output) -> str:
+    """Return what tells a stage's run from others below the same experiment."""
+    name = output.folder.rstrip("/").rpartition("/")[2]
+    return f"{output.stage} {name}" if output.stage == "train" else output.stage
+
+
+def _tell_data(experiment: Experiment, stage: str, *, runs: list[tracking.Run]) -> None:
+    """Record which trials the stage sees, with the stage's run and with the experiment's."""
+    wanted = {
+        "features": False, "train": False, "tune": False, "predict": True, "evaluate": True,
+    }  # fmt: skip
+    if stage in wanted:
+        described = describing.parts_of_data(experiment, test=wanted[stage])
+        for one in runs:
+            one.log_datasets(described)
+
+
+def _watched(experiment: Experiment, run: tracking.Run) -> contextlib.AbstractContextManager[None]:
+    """Record what the nodes that work do with CPU, memory, disk, network and GPU."""
+    seconds = experiment.tracking.system_metrics
+    if seconds is None:
+        return contextlib.nullcontext()
+    return cluster.watching(
+        seconds=seconds,
+        on_sample=lambda step, values: run.log_metrics(
+            {f"system/{name}": value for name, value in values.items()}, step=step
+        ),
+    )
+
+
 def _make_all(
     experiment: Experiment, wanted: list[Output], work: Work, *, workers: config.Workers
 ) -> None:
@@ -234,7 +301,7 @@ def _make_all(
         for output in wanted:
             _make(experiment, output, work)
         return
-    with cluster.connect():
+    with cluster.connect(), _recorded(experiment):
         at_once = cluster.groups_at_once(len(wanted), size=workers.max, workers=workers)
         # Threads of the driver: what they do is to wait for workers.
         cluster.in_threads(

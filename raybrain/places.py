@@ -72,13 +72,34 @@ def read_text(path: str) -> str:
     return content.decode()
 
 
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file."""
+    files, root = fsspec.core.url_to_fs(path)
+    return bytes(files.cat_file(root))
+
+
+def names(folder: str) -> list[str]:
+    """Return the names of the files in a folder, ascending; none if there is no such folder."""
+    files, root = fsspec.core.url_to_fs(folder)
+    files.invalidate_cache()
+    try:
+        return sorted(str(one).rpartition("/")[2] for one in files.ls(root, detail=False))
+    except FileNotFoundError:
+        return []
+
+
 def write_text(path: str, text: str) -> None:
+    """Write a file that appears whole under its name."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
     """Write a file that appears whole under its name."""
     files, root = fsspec.core.url_to_fs(path)
     if is_remote(path):
-        files.pipe_file(root, text.encode())
+        files.pipe_file(root, content)
         return
     Path(root).parent.mkdir(parents=True, exist_ok=True)
     part = Path(f"{root}.{os.getpid()}.part")  # two commands may write the same
-    part.write_text(text)
+    part.write_bytes(content)
     part.replace(root)

@@ -96,6 +96,7 @@ def test_writers_of_runs_lose_nothing(server, tmp_path):
             with tracker.stage(parent, f"train-{{run}}", settings={{"training.lr": 1e-3}}) as stage:
                 for step in range({STEPS}):
                     stage.log_metrics({{"validation_loss": 1 / (step + 1)}}, step=step)
+        tracker.close()
     """
     _at_once(code, settings.uri, str(tmp_path))
     (experiment,) = (one for one in tracker.client.search_experiments() if one.name == "nsd")
@@ -224,4 +225,4 @@ def test_a_run_and_a_search_are_recorded_as_on_a_cluster(
     ]
     assert states == [True] * 5
     registered = {one.name for one in tracker.client.search_registered_models()}
-    assert {"recorded-latents", "recorded-prompt_embeds"} <= registered
+    assert {"simulated-subj01-latents", "simulated-subj01-prompt_embeds"} <= registered

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import sqlite3
@@ -8,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raybrain import config, tracking
@@ -67,6 +69,7 @@ def test_database_and_artifacts_lie_in_the_workspace_wherever_python_runs(
     tracker = tracking.open_tracker(SETTINGS, workspace=workspace)
     with tracker.stage(tracker.experiment_run(experiment), "evaluate", settings={}) as run:
         run.log_text("seen", "notes/a.txt")
+    tracker.close()
     assert list(tmp_path.iterdir()) == []
     assert Path(workspace, DATABASE).is_file()
     (kept,) = Path(workspace, ARTIFACTS).rglob("notes/a.txt")
@@ -108,7 +111,8 @@ def test_a_stage_records_settings_metrics_files_and_tags(tracker, experiment, tm
     assert found.data.tags[runs.PARENT] == parent.run_id
     assert found.data.tags["count"] == "3"
     assert found.data.params["training.lr"] == "0.0003"
-    assert found.data.params["decode.latents.rois"] == "['V1']"
+    assert found.data.params["decode.latents.rois"] == "[V1]"
+    assert found.data.params["generator.configs"] == "null"  # as it is typed
     assert len(found.data.params["long"]) == 6000
     assert len(found.data.params) == len(settings)
     history = tracker.client.get_metric_history(run.run_id, "loss")
@@ -167,6 +171,96 @@ def test_a_run_whose_process_died_is_closed_and_one_that_lives_is_not(
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def working(workspace, name="study", **changes):
+    decode = {"latents": {"rois": ["V1"]}, "prompt_embeds": {"rois": ["V1"]}}
+    return config.Experiment(
+        name=name,
+        dataset="simulated",
+        subject="subj01",
+        decode=decode,
+        workspace=workspace,
+        **changes,
+    )
+
+
+def parent_of(tracker, experiment):
+    return tracker.client.get_run(tracker.page_of(experiment).rpartition("/")[2].partition("?")[0])
+
+
+def test_the_run_of_an_experiment_is_what_happens_to_it(tracker, workspace):
+    experiment = working(workspace, "happens")
+    seen = []
+    with contextlib.suppress(ZeroDivisionError), tracking.working(experiment) as outer:
+        with tracking.working(experiment) as work:
+            assert work is outer
+            assert tracker.page_of(experiment) is None  # nothing to do, nothing recorded
+            work.begin()
+            seen.append(parent_of(tracker, experiment).info.status)
+            time.sleep(0.2)
+        seen.append(parent_of(tracker, experiment).info.status)  # between two stages
+        1 / 0  # noqa: B018
+    failed = parent_of(tracker, experiment)
+    assert seen == ["RUNNING", "RUNNING"]
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags[runs.ERROR] == "ZeroDivisionError: division by zero"
+    first = failed.data.metrics["seconds"]
+    time.sleep(1.5)
+    with tracking.working(experiment, describe=lambda status, run: f"{status} {run}") as work:
+        work.begin()
+        seen.append(parent_of(tracker, experiment).data.tags["mlflow.note.content"])
+        time.sleep(0.2)
+    again = parent_of(tracker, experiment)
+    assert again.info.run_id == failed.info.run_id
+    assert seen[-1] == f"RUNNING {again.info.run_id}"
+    assert again.info.status == "FINISHED"
+    assert runs.ERROR not in again.data.tags
+    assert again.info.start_time == failed.info.start_time
+    elapsed = (again.info.end_time - again.info.start_time) / 1000
+    assert first + 0.2 <= again.data.metrics["seconds"] <= elapsed - 1.4  # the pause is no work
+    with contextlib.suppress(KeyboardInterrupt), tracking.working(experiment) as work:
+        work.begin()
+        raise KeyboardInterrupt
+    assert parent_of(tracker, experiment).info.status == "KILLED"
+
+
+def test_another_setting_is_another_run_and_where_it_works_is_not(tracker, workspace):
+    first = tracker.experiment_run(working(workspace, "settings"))
+    same = working(workspace, "settings", resources={"tasks": {"max": 7}}, on_change="replace")
+    assert tracker.experiment_run(same).run_id == first.run_id
+    other = working(workspace, "settings", seed=1)
+    assert tracker.experiment_run(other).run_id != first.run_id
+
+
+def test_a_champion_is_dethroned_by_a_better_score_alone(tracker, experiment, tmp_path):
+    (tmp_path / "decoder.safetensors").write_bytes(b"weights")
+    held = []
+    for score in (0.2, 0.1, float("nan"), 0.2, 0.3):
+        with tracker.stage(tracker.experiment_run(experiment), "train", settings={}) as run:
+            tracking.register_decoder(
+                run,
+                tmp_path,
+                name="simulated-subj01-latents",
+                example=np.zeros((2, 3), np.float32),
+                dimensions=4,
+                tags={"seal": "abc"},
+                params={"decode.latents.rois": "[V1]"},
+                score=score,
+                about="about",
+                card="the card",
+            )
+        champion = tracker.client.get_model_version_by_alias("simulated-subj01-latents", "champion")
+        held.append(int(champion.version))
+    assert held == [1, 1, 1, 1, 5]
+    assert champion.description == "the card"
+    assert champion.run_id == run.run_id
+    assert tracker.client.get_registered_model("simulated-subj01-latents").description == "about"
+    found = tracker.client.get_run(run.run_id)
+    assert found.data.tags["model"] == "models:/simulated-subj01-latents/5"
+    (linked,) = found.outputs.model_outputs
+    model = tracker.client.get_logged_model(linked.model_id)
+    assert [(one.key, one.value) for one in model.metrics] == [("held_out_r2", 0.3)]
 
 
 @dataclass(frozen=True)
@@ -265,11 +359,32 @@ def test_a_workspace_on_object_storage_needs_a_server():
         tracking.open_tracker(SETTINGS, workspace="s3://bucket/workspace")
 
 
-def test_the_command_that_opens_the_runs_names_the_database(tmp_path):
-    command = tracking.ui_command(SETTINGS, workspace=str(tmp_path))
-    assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
+def test_an_upgrade_keeps_the_database_as_it_was(workspace, tracker):
+    before = len(tracker.client.search_experiments())
+    told = tracking.upgrade(SETTINGS, workspace=workspace)
+    (copy,) = Path(workspace).glob(f"{DATABASE}.2*")
+    assert str(copy) in told
+    with sqlite3.connect(copy) as kept:
+        (experiments,) = kept.execute("select count(*) from experiments").fetchone()
+    kept.close()
+    assert experiments == before
     server = Tracking(uri="https://mlflow.lab.example")
-    assert tracking.ui_command(server, workspace=str(tmp_path)) == "https://mlflow.lab.example"
+    with pytest.raises(InputError, match="kept by a server"):
+        tracking.upgrade(server, workspace=workspace)
+    with pytest.raises(InputError, match="no runs"):
+        tracking.upgrade(SETTINGS, workspace=f"{workspace}/elsewhere")
+
+
+def test_where_to_look_is_the_page_of_the_run(tmp_path):
+    path = f"/#/experiments/3/runs/{'a' * 32}?workflowType=machine_learning"
+    page = tracking.page_of("3", "a" * 32)
+    told = tracking.where_to_look(SETTINGS, workspace=str(tmp_path), page=page)
+    command, _, address = told.partition(", then ")
+    assert command.endswith(f"ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/mlflow.db")
+    assert address == f"http://127.0.0.1:5000{path}"
+    server = Tracking(uri="https://mlflow.lab.example/")
+    told = tracking.where_to_look(server, workspace=str(tmp_path), page=page)
+    assert told == f"https://mlflow.lab.example{path}"
 
 
 def test_importing_tracking_imports_no_mlflow():

@@ -153,9 +153,10 @@ def test_subjects_share_a_trunk_and_each_gets_a_decoder(finished, experiment_fil
 def test_a_registered_decoder_predicts_through_mlflow(finished, experiment_file, tmp_path):
     tracker = tracking.open_tracker(finished.tracking, workspace=finished.workspace)
     for target in ("latents", TARGET):
-        name = f"small-{target}"
-        (version, *_) = tracker.client.search_model_versions(f"name = '{name}'")
-        assert version.tags["seal"] == outputs.decoder(finished, target).seal.digest
+        name = f"simulated-subj01-{target}"
+        seal = outputs.decoder(finished, target).seal.digest
+        found = tracker.client.search_model_versions(f"name = '{name}'")
+        (version, *_) = (one for one in found if one.tags["seal"] == seal)
         tags = tracker.client.get_run(version.run_id).data.tags
         assert tags["model"] == f"models:/{name}/{version.version}"
         decode = getattr(finished.decode, target)

@@ -16,6 +16,7 @@ from raybrain.cluster.tasks import map_tasks, on_worker
 from raybrain.cluster.threads import in_threads
 from raybrain.cluster.train import train
 from raybrain.cluster.tuning import Refit, ranked, refit, search
+from raybrain.cluster.watching import watching
 from raybrain.cluster.worker import device, latest_checkpoint, rank, report, world_size
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "starts_its_own",
     "storage_of",
     "train",
+    "watching",
     "with_settings",
     "world_size",
 ]

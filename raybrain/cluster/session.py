@@ -295,6 +295,8 @@ def _sigterm_raises() -> Iterator[None]:
         return
 
     def leave(signum: int, frame: FrameType | None) -> None:
+        # Whoever stops a group of processes may send it twice, the second time while runs close.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
     before = signal.signal(signal.SIGTERM, leave)

@@ -24,6 +24,7 @@ from raybrain.decoders.trained import (
     TrainedDecoder,
     decoder_from_ridge,
     load_decoder,
+    predict_rows,
     train_ridge,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "join_blocks",
     "load_decoder",
     "noise_ceiling",
+    "predict_rows",
     "prepare",
     "shared_task",
     "solve_block",

@@ -24,6 +24,7 @@ from raybrain.diffusion.published import CHECKPOINTS, wanted_files
 from raybrain.diffusion.soundness import check_sound
 from raybrain.diffusion.targets import (
     complete_prompt,
+    decode_latents,
     embed_images,
     encode_captions,
     encode_images,
@@ -39,6 +40,7 @@ __all__ = [
     "check_sound",
     "check_steps",
     "complete_prompt",
+    "decode_latents",
     "draw",
     "drawn_pixels",
     "embed_images",

@@ -61,6 +61,36 @@ def encode_images(
     return _finite(latents, what="latents", generator=generator)
 
 
+def decode_latents(
+    generator: StableDiffusion, *, latents: NDArray[np.floating], batch_size: int = 8
+) -> NDArray[np.uint8]:
+    """Return the VAE's pictures of scaled latents, without any diffusion.
+
+    Parameters
+    ----------
+    generator : StableDiffusion
+    latents : ndarray
+        (image, channel, y, x), as `encode_images` gives them.
+    batch_size : int
+        Images decoded together.
+
+    Returns
+    -------
+    ndarray
+        uint8 (image, y, x, rgb).
+    """
+    import torch
+
+    vae, parts = generator.pipeline.vae, []
+    with torch.inference_mode():
+        for start in range(0, len(latents), batch_size):
+            batch = torch.tensor(latents[start : start + batch_size], dtype=torch.float32)
+            scaled = batch.to(generator.device) / generator.scaling_factor
+            pixels = vae.decode(scaled, return_dict=False)[0].float().clamp(-1, 1)
+            parts.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)
+
+
 def _pixels(image: NDArray[np.uint8], *, side: int) -> torch.Tensor:
     """Return an image as (1, rgb, side, side) float32 between -1 and 1."""
     import torch

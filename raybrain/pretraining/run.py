@@ -79,6 +79,7 @@ def run(settings: Pretraining) -> Path:
             on_report=record,
         )
         tracked.set_tags({"raybrain.generator": folder})
+    tracker.close()
     return folder
 
 

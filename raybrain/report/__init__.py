@@ -2,7 +2,7 @@
 
 from raybrain.report.figures import FigureFiles, noise_ceiling_figure, score_figure
 from raybrain.report.gallery import ranking, write_gallery
-from raybrain.report.pictures import image_grid
+from raybrain.report.pictures import image_grid, side_by_side
 
 __all__ = [
     "FigureFiles",
@@ -10,5 +10,6 @@ __all__ = [
     "noise_ceiling_figure",
     "ranking",
     "score_figure",
+    "side_by_side",
     "write_gallery",
 ]

@@ -125,6 +125,22 @@ def image_grid(
     return np.asarray(canvas)
 
 
+def side_by_side(images: Mapping[str, Images], *, tile: int = 160) -> Images:
+    """Return one picture (y, x, rgb) of several, each (y, x, rgb), with their names above them."""
+    if not images:
+        raise ValueError("there is no picture to show")
+    gap, head = tile // 20, tile // 7
+    font = ImageFont.load_default(size=tile // 11)
+    canvas = Image.new("RGB", (len(images) * (tile + gap) + gap, head + tile + gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (name, image) in enumerate(images.items()):
+        left = gap + number * (tile + gap)
+        picture = Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS)
+        canvas.paste(picture, (left, head))
+        draw.text((left + tile // 2, head // 2), name, "#333333", font=font, anchor="mm")
+    return np.asarray(canvas)
+
+
 def _shortened(text: str, *, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text

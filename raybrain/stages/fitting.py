@@ -27,7 +27,7 @@ from raybrain.decoders import (
     warn_at_edges,
 )
 from raybrain.decoders.ridge import ALPHAS
-from raybrain.stages import Made, extent, say
+from raybrain.stages import Made, describing, extent, previewing, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,13 +84,16 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             _ridge_on_worker(data, section=Ridge()).save(folder / REFERENCE)
         if experiment.tracking.models:
             _register(data, decoder=decoder, saved=folder / DECODER, output=output, run=run)
-    varying = decoder.held_out_r2[decoder.targets.varying]
-    run.log_metrics({"held_out_r2": float(varying.mean()), "voxels": int(decoder.voxels.sum())})
+    told = _told(decoder)
+    if not experiment.tracking.models or decode.shuffled:  # the model's record has it otherwise
+        run.log_metrics({"held_out_r2": told["held_out_r2"]})
+    run.log_metrics({"voxels": told["voxels"]})
     run.set_tags({"target": target, "decoder": decode.decoder.kind})
     return Made(
         f"{target}: {decode.decoder.kind} from {decoder.voxels.sum():,} voxels of "
         f"{', '.join(decode.rois)} to {len(decoder.gain):,} dimensions, "
-        f"held-out R² {varying.mean():.3f} on training images"
+        f"held-out R² {told['held_out_r2']:.3f} on training images",
+        notes=told,
     )
 
 
@@ -170,21 +173,40 @@ class Data:
 def _register(
     data: Data, *, decoder: TrainedDecoder, saved: Path, output: Output, run: Run
 ) -> None:
-    betas = data.opened.first_betas(2, voxels=data.mask)
-    version = tracking.register_decoder(
+    experiment, target = data.experiment, data.target
+    held_out = describing.parts_of_data(experiment, test=False)[-1]
+    told = _told(decoder)
+    tracking.register_decoder(
         run,
         saved,
-        name=f"{data.experiment.name}-{data.target}",
-        example=betas,
+        name=describing.registered_name(experiment, target),
+        example=data.opened.first_betas(2, voxels=data.mask),
         dimensions=len(decoder.gain),
         tags={
             "seal": output.seal.digest,
-            "dataset": data.experiment.dataset,
-            "subject": data.experiment.subject,
+            "experiment": experiment.name,
+            "dataset": outputs.dataset_entry(experiment).name,
+            "subject": experiment.subject,
+            "target": target,
             "decoder": data.decode.decoder.kind,
         },
+        params=describing.settings_of(experiment, target),
+        # A control decodes nothing and is never the best, whatever it scores.
+        score=float("nan") if data.decode.shuffled else told["held_out_r2"],
+        about=describing.decoders_page(experiment, target),
+        card=describing.decoder_card(experiment, target, **told),
+        dataset=held_out,
     )
-    run.set_tags({"model": f"models:/{data.experiment.name}-{data.target}/{version}"})
+
+
+def _told(decoder: TrainedDecoder) -> dict[str, Any]:
+    """Return what cards and seals say of a fitted decoder."""
+    varying = decoder.held_out_r2[decoder.targets.varying]
+    return {
+        "voxels": int(decoder.voxels.sum()),
+        "dimensions": len(decoder.gain),
+        "held_out_r2": float(varying.mean()),
+    }
 
 
 def targets_of(
@@ -335,7 +357,17 @@ def _fit_prepared(
 ) -> Any:
     """Return the decoder, or one of each subject; the arrays stay with the workers."""
     task = _on_worker(prepare_task, data, description="prepare")
-    parameters = _trained(task, data.experiment, output=output, run=run)
+    followed = data.target == "latents" and describing.may_show(data.experiment)
+    images = previewing.count(data.experiment) if followed else 0
+    parameters = _trained(task, data.experiment, output=output, run=run, images=images)
+    if images:
+        previewing.show(
+            data.experiment,
+            run,
+            folder=f"{output.folder}/{previewing.FOLDER}",
+            opened=data.opened,
+            shape=store.row_shape(data.features, data.target),
+        )
     finish = functools.partial(_finished, task, parameters, seed=data.experiment.seed)
     return _on_worker(finish, data, description="hold out").get()
 
@@ -404,10 +436,12 @@ def _trained(
     output: Output,
     run: Run,
     part: str | None = None,
+    images: int = 0,
 ) -> dict[str, np.ndarray]:
     """Return the weights that Ray Train's workers arrive at, resumed if they were killed.
 
-    With ``part``, what is logged and kept is of that part of the decoder.
+    With ``part``, what is logged and kept is of that part of the decoder. Of ``images`` validation
+    images, what the network predicts is kept now and then.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     prefix = f"{part}." if part else ""
@@ -425,6 +459,8 @@ def _trained(
             "task": task,
             "training": experiment.training,
             "seed": experiment.seed,
+            "previews": f"{output.folder}/{previewing.FOLDER}",
+            "images": images,
         },
         name=f"{prefix}checkpoints",
         storage=output.folder,
@@ -474,8 +510,25 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
     )
     for epoch in epochs:
         saved = functools.partial(_save_state, epoch=epoch)
-        cluster.report({"epoch": epoch.number, **epoch.metrics}, save=saved)
+        if cluster.rank() == 0 and previewing.is_look(epoch.number, last=epoch.last):
+            previewing.keep(
+                network,
+                task,
+                epoch=epoch.number,
+                folder=settings["previews"],
+                images=settings["images"],
+            )
+        cluster.report({"epoch": epoch.number, **epoch.metrics, **_gpu_memory()}, save=saved)
     return {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+
+
+def _gpu_memory() -> dict[str, float]:
+    """Return the most gigabytes that this worker held on its GPU; nothing without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
 def _save_state(folder: Path, *, epoch: Any) -> None:

@@ -25,7 +25,9 @@ from raybrain.evaluation import (
     Z_ONLY,
     LatentScores,
 )
-from raybrain.stages import Made, drawing, reranking
+from raybrain.stages import Made, describing, drawing, reranking
+from raybrain.stages import scoring_logged as logging
+from raybrain.stages.describing import GALLERY, GRID
 from raybrain.stages.fitting import CURVES
 from raybrain.stages.scoring_targets import (
     category_scores,
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
     from raybrain.tracking import Run
 
 TABLE = "scores.txt"
-GALLERY = "gallery.html"
-GRID = "grid.png"
 SCORES = "scores.npz"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
@@ -151,15 +151,14 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         provenance=_provenance(experiment),
     )
     _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
-    _log(experiment, run, table=table, latents=latents, folder=folder)
-    run.log_metrics(decoded.retrieved)
-    for target, score in categories.items():
-        run.log_metrics(
-            {
-                f"{target}.category_accuracy": score.value,
-                f"{target}.category_accuracy_permuted": score.permuted,
-            }
-        )
+    _log(
+        experiment,
+        run,
+        table=table,
+        decoded=decoded,
+        pictures=_side_by_side(experiment, image_ids=image_ids, seen=seen, rows=rows),
+        folder=folder,
+    )
     return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
 
 
@@ -347,30 +346,73 @@ def _log(
     run: Run,
     *,
     table: Table,
-    latents: dict[str, LatentScores],
+    decoded: _Decoded,
+    pictures: dict[str, np.ndarray],
     folder: Path,
 ) -> None:
-    metrics = {}
-    for score in table.scores:
-        key = f"{score.row.replace(' ', '_')}.{score.metric}"
-        metrics[key] = score.value
-        metrics[f"{key}.low"], metrics[f"{key}.high"] = score.low, score.high
-    for target, scores in latents.items():
-        name = target.replace(" ", "_")
-        metrics |= {f"{name}.{key}": value for key, value in scores.summary().items()}
-    run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
+    latents = decoded.latents
+    headline = logging.headline(table, latents=latents)
+    (folder / describing.HEADLINE).write_text(json.dumps(headline, indent=2) + "\n")
+    summary = logging.headline_metrics(headline)
+    run.log_metrics(
+        logging.at_most(
+            {
+                **summary,
+                **logging.target_metrics(latents, retrieved=decoded.retrieved),
+                **logging.category_metrics(decoded.categories),
+                **logging.row_metrics(table, row=SYSTEM),
+            }
+        )
+    )
+    run.log_table(logging.score_columns(table), "scores.json")
+    run.log_table(
+        logging.decoded_columns(latents, retrieved=decoded.retrieved), "decoded_targets.json"
+    )
     # Artifacts leave this machine; stimuli may do so only under a licence or to a private server.
-    licence = outputs.dataset_entry(experiment).licence
-    shown = licence.redistributable or experiment.tracking.private
+    shown = describing.may_show(experiment)
     strips = [RETRIEVED] if (folder / RETRIEVED).exists() else []
-    pictures = [GALLERY, GRID, *strips] if shown else []
+    pages = [GALLERY, GRID, *strips] if shown else []
     figures = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".pdf"))
     for name in (GRID, *strips):
         figures.remove(name)
-    for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pictures):
+    for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pages):
         run.log_artifact(folder / name)
+    runs = [run] if run.parent is None else [run, run.parent]
+    if run.parent is not None:
+        run.parent.log_metrics(summary)
+        run.parent.log_table(logging.score_columns(table), "scores.json")
+        for name in (TABLE, *([GALLERY, GRID] if shown else [])):
+            run.parent.log_artifact(folder / name)
+    for one in runs if shown else []:
+        for name, picture in pictures.items():
+            one.log_image(picture, name)
     if not shown:
+        licence = outputs.dataset_entry(experiment).licence
         run.set_tags({"pictures_withheld": f"{licence.name}; tracking.private=true logs them"})
+    logging.complete_cards(experiment, run, latents=latents)
+
+
+def _side_by_side(
+    experiment: Experiment,
+    *,
+    image_ids: list[str],
+    seen: np.ndarray,
+    rows: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return name to picture: test images at equal steps of their ids, each beside what was drawn.
+
+    The same images in every run of a dataset, so that runs can be compared.
+    """
+    count = min(experiment.tracking.pictures, len(image_ids))
+    found = {}
+    for place in np.linspace(0, len(image_ids) - 1, count).astype(int):
+        columns = {"seen": seen[place]}
+        for sample in range(min(2, rows[SYSTEM].shape[1])):
+            columns[f"sample {sample + 1}"] = rows[SYSTEM][place, sample]
+        if CEILING in rows:
+            columns[CEILING] = rows[CEILING][place, 0]
+        found[f"test/{image_ids[place]}"] = report.side_by_side(columns)
+    return found
 
 
 def _write_grid(

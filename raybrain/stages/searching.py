@@ -115,6 +115,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         raise InputError(f"no candidate of the study '{name}' ran to its end: {''.join(last)}")
     refits = cluster.refit(loop, outcomes, tuning=tuning, folder=checkpoints, workers=workers)
     winner = _winner(outcomes, refits, experiment=experiment)
+    log.mark_best(winner)
+    run.set_tags({"best": winner.number})
     commands = f"raybrain train {output.folder}/{BASE} SETTINGS seed={experiment.seed}"
     listed = table(outcomes, refits, experiment=experiment)
     with places.writing(output.folder) as folder:

@@ -6,17 +6,37 @@ told which run it writes to: MLflow's notion of an active run depends on the pro
 environment.
 """
 
-from raybrain.tracking.address import ui_command, uri_of
-from raybrain.tracking.models import register_decoder
+from raybrain.tracking.address import (
+    PORT,
+    is_server,
+    page_of,
+    ui_command,
+    upgrade,
+    uri_of,
+    where_to_look,
+)
+from raybrain.tracking.datasets import Described
+from raybrain.tracking.models import describe_decoder, model_name, register_decoder
 from raybrain.tracking.runs import Run, Tracker, open_tracker
 from raybrain.tracking.studies import StudyLog
+from raybrain.tracking.work import Work, working
 
 __all__ = [
+    "PORT",
+    "Described",
     "Run",
     "StudyLog",
     "Tracker",
+    "Work",
+    "describe_decoder",
+    "is_server",
+    "model_name",
     "open_tracker",
+    "page_of",
     "register_decoder",
     "ui_command",
+    "upgrade",
     "uri_of",
+    "where_to_look",
+    "working",
 ]

@@ -32,6 +32,7 @@ class StudyLog:
         self._tracker, self._parent, self._study = tracker, parent, study
         self._objectives = tuple(objectives)
         self._runs: dict[int, Run] = {}
+        self._ended: set[int] = set()
 
     def record(self, events: Sequence[_Event]) -> None:
         """Record starts, epochs and outcomes; the epochs of a candidate in one request."""
@@ -51,32 +52,39 @@ class StudyLog:
 
     def settle(self, outcomes: Sequence[_Outcome]) -> None:
         """Record outcomes that a driver did not live to record; give all of the study."""
-        known = self._tracker.ended_candidates(self._parent, study=self._study)
         for outcome in outcomes:
             candidate = outcome.candidate
-            if candidate.number not in known:
-                self._runs[candidate.number] = self._run_of(candidate)
-                self._end(candidate.number, outcome)
+            if candidate.number not in self._ended:
+                self._runs[candidate.number] = self._run_of(candidate, reopen=False)
+                self._end(candidate.number, outcome, unless_ended=True)
 
-    def _run_of(self, candidate: _Candidate) -> Run:
+    def mark_best(self, candidate: _Candidate) -> None:
+        """Mark the run of the candidate that was chosen, and no other one of the study."""
+        run = self._run_of(candidate, reopen=False)
+        run.log_record(
+            "best", study=self._study, experiment=run.mlflow_experiment, number=candidate.number
+        )
+
+    def _run_of(self, candidate: _Candidate, *, reopen: bool = True) -> Run:
         return self._tracker.candidate(
             self._parent,
             study=self._study,
             number=candidate.number,
             settings={**candidate.settings, "seed": candidate.seed},
+            reopen=reopen,
         )
 
-    def _end(self, number: int, outcome: _Outcome) -> None:
+    def _end(self, number: int, outcome: _Outcome, *, unless_ended: bool = False) -> None:
         run = self._runs.pop(number)
+        self._ended.add(number)
         values = dict(zip(self._objectives, outcome.values, strict=False))
         final = {f"objective/{name}": value for name, value in values.items()}
-        run.log_metrics({**final, "seconds": outcome.seconds, "epochs": outcome.epochs})
+        metrics = {**final, "seconds": outcome.seconds, "epochs": outcome.epochs}
         tags = {"state": outcome.state}
         if outcome.error:
             tags[ERROR] = outcome.error.strip().splitlines()[-1]
             run.log_text(outcome.error, "traceback.txt")
-        run.set_tags(tags)
-        run.end(STATUS[outcome.state])
+        run.end(STATUS[outcome.state], metrics=metrics, tags=tags, unless_ended=unless_ended)
 
 
 class _Candidate(Protocol):

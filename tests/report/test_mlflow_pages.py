@@ -22,6 +22,14 @@ from tests.report.test_report import made_pictures
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
 IMAGES = 40
+TRIALS = tracking.Described(
+    name="simulated/subj01/train",
+    digest="0123abcd" * 8,
+    source="/data",
+    context="train",
+    columns={"betas": ("float", (-1, 120)), "image_id": ("string", (-1,))},
+    counts={"trials": 90},
+)
 EXPERIMENT = SimpleNamespace(name="ventral-only", dataset="simulated", subject="subj01")
 
 
@@ -34,7 +42,7 @@ def logged(tmp_path_factory):
     settings = {"decode.latents.rois": ["ventral"], "training.lr": 3e-4}
     with tracker.stage(parent, "train", settings=settings) as train:
         train.log_curve([(epoch, {"validation_loss": 1 / epoch}) for epoch in range(1, 9)])
-        train.log_dataset("simulated/subj01", digest="0123abcd" * 8, source="/data")
+        train.log_datasets([TRIALS])
     pictures = made_pictures(images=IMAGES)
     page = write_gallery(
         workspace / "gallery.html",
@@ -49,6 +57,7 @@ def logged(tmp_path_factory):
         evaluate.log_metrics({"system.two_way": 0.851})
         evaluate.log_artifact(page)
         evaluate.log_artifact(grid)
+    tracker.close()
     return SimpleNamespace(tracker=tracker, parent=parent, train=train, evaluate=evaluate)
 
 

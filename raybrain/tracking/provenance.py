@@ -1,0 +1,74 @@
+"""Who started a run, with which program, from which state of the code, with which libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from raybrain import __version__
+from raybrain.config import holds_secret
+
+SOURCE = Path(__file__).resolve().parents[2]
+"""The checkout, where the program runs from one."""
+LIBRARIES = ("ray", "torch", "diffusers", "transformers", "zarr", "optuna", "mlflow", "numpy")
+PROGRAMS = ("raybrain", "__main__.py", "cli.py")
+COMMIT = "mlflow.source.git.commit"
+DIRTY = "mlflow.source.git.dirty"
+VERSION = "raybrain.version"
+COMMAND = "raybrain.command"
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Return MLflow's own tags of user and source, and one per library with its version.
+
+    The commit is that of the checkout the program runs from; MLflow's tag ``git.dirty`` marks
+    changes that no commit holds. A package that was installed has a version and no commit.
+    """
+    tags = {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": source_name(sys.argv),
+        COMMAND: _command(sys.argv),
+        VERSION: __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+    with contextlib.suppress(Exception):  # a user id without a name, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            tags[f"version.{name}"] = metadata.version(name)
+    return tags | _commit(SOURCE)
+
+
+def source_name(words: list[str]) -> str:
+    """Return the experiment file of a command line, which MLflow shows as a run's source."""
+    return next(
+        (word for word in words[1:] if word.endswith((".yaml", ".yml")) and "=" not in word),
+        "raybrain",
+    )
+
+
+def _command(words: list[str]) -> str:
+    """Return what was typed; of any other program than raybrain's, nothing but that."""
+    if not words or Path(words[0]).name not in PROGRAMS:
+        return "raybrain"
+    kept = [word for word in words[1:] if not holds_secret(word.partition("=")[2] or word)]
+    return " ".join(["raybrain", *kept])
+
+
+def _commit(folder: Path) -> dict[str, str]:
+    if not (folder / ".git").exists():
+        return {}
+    try:
+        from git import Repo
+
+        with Repo(folder) as repository:
+            commit = repository.head.commit.hexsha
+            dirty = repository.is_dirty(untracked_files=False)
+    except Exception:  # no git on this machine, or a checkout of another owner
+        return {}
+    return {COMMIT: commit, DIRTY: str(dirty).lower()}
