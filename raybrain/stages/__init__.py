@@ -25,6 +25,8 @@ class Made:
 
 Work = Callable[["Experiment", "Output", "Run"], Made]
 
+OPTIONS = {"evaluate": ("images",), "export": ("form",)}
+"""Words of a stage that are no settings: they change nothing that is made from the experiment."""
 STAGE_COLUMN = 13
 
 

@@ -17,9 +17,7 @@ from raybrain.evaluation import (
     CEILING,
     E_ONLY,
     EMBEDDING_RERANKED,
-    MEAN_IMAGE,
     NEAREST_TRAINING,
-    RANDOM_TRAINING,
     RERANKED,
     SYSTEM,
     Z_ONLY,
@@ -48,6 +46,7 @@ TABLE = "scores.txt"
 GALLERY = "gallery.html"
 GRID = "grid.png"
 SCORES = "scores.npz"
+DECODERS = "decoders.json"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
 STRATUM = 20
@@ -92,40 +91,20 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     if experiment.evaluate.rerank:
         for name, chosen in reranking.chosen_samples(experiment, test=opened).items():
             rows[RERANKED_BY[name]] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
-    protocol = evaluation.protocol_named(experiment.evaluate.protocol)
-    location = experiment.evaluate.weights
-    table = evaluation.score_rows(
-        seen,
-        rows,
-        protocol=protocol,
-        image_ids=image_ids,
-        bootstrap_resamples=experiment.evaluate.bootstrap,
-        seed=experiment.seed,
-        weights=evaluation.weights_folder(location),
-        mapper=partial(
-            cluster.map_tasks,
-            workers=experiment.resources.tasks,
-            description="evaluate",
-            unit="batches",
-        ),
-    )
+    table = tabled(experiment, seen=seen, rows=rows, image_ids=image_ids)
     latents, categories = decoded.latents, decoded.categories
     text = f"{table.to_text()}\n\n{decoded_text(latents, retrieved=decoded.retrieved)}\n"
     if categories:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():
         text += f"{target}: {score}\n"
-    (folder / TABLE).write_text(text)
-    table.save(folder / SCORES)
-    table.to_csv(folder / "scores.csv")
-    (folder / "scores.tex").write_text(table.to_latex())
-    (folder / "decoders.json").write_text(
+    write_table(table, text=text, folder=folder)
+    (folder / DECODERS).write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
-    report.score_figure(table, folder=folder)
     figures = _maps(opened, folder=folder)
     figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)
-    captions = [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
+    captions = captions_of(opened, image_ids=image_ids)
     report.write_gallery(
         folder / GALLERY,
         title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
@@ -135,16 +114,22 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         captions=captions,
         groups=opened.images.loc[image_ids, "group"].tolist(),
         published=evaluation.published_for(
-            dataset=experiment.dataset, protocol=protocol.name, images=len(image_ids)
+            dataset=experiment.dataset, protocol=table.protocol.name, images=len(image_ids)
         ),
-        strata=_strata(experiment, opened=opened, table=table, training_ids=training_ids),
+        strata=strata_of(
+            experiment,
+            opened=opened,
+            table=table,
+            training_ids=training_ids,
+            features=outputs.features(experiment).folder,
+        ),
         latents={name: scores.summary() for name, scores in latents.items()},
         curves=_curves(experiment),
         figures=figures,
         provenance=_provenance(experiment),
     )
-    _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
-    _log(experiment, run, table=table, latents=latents, folder=folder)
+    write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
+    log(experiment, run, table=table, latents=latents, folder=folder)
     run.log_metrics(decoded.retrieved)
     for target, score in categories.items():
         run.log_metrics(
@@ -153,7 +138,44 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
                 f"{target}.category_accuracy_permuted": score.permuted,
             }
         )
-    return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
+    return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {table.protocol.name}")
+
+
+def tabled(
+    experiment: Experiment, *, seen: np.ndarray, rows: dict[str, np.ndarray], image_ids: list[str]
+) -> Table:
+    """Return the scores of every row, measured by tasks."""
+    return evaluation.evaluate(
+        seen,
+        rows,
+        evaluation.with_metrics(
+            evaluation.protocol_named(experiment.evaluate.protocol), experiment.evaluate.metrics
+        ),
+        image_ids=image_ids,
+        bootstrap=experiment.evaluate.bootstrap,
+        seed=experiment.seed,
+        weights=experiment.evaluate.weights,
+        mapper=partial(
+            cluster.map_tasks,
+            workers=experiment.resources.tasks,
+            description="evaluate",
+            unit="batches",
+        ),
+    )
+
+
+def write_table(table: Table, *, text: str, folder: Path) -> None:
+    """Write a table in every form it is read in: for people, programs and papers."""
+    (folder / TABLE).write_text(text)
+    table.save(folder / SCORES)
+    table.to_csv(folder / "scores.csv")
+    (folder / "scores.tex").write_text(table.to_latex())
+    report.score_figure(table, folder=folder)
+
+
+def captions_of(opened: SubjectStore, *, image_ids: list[str]) -> list[str]:
+    """Return the first caption of every image, empty where it has none."""
+    return [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
 
 
 @dataclass(frozen=True)
@@ -255,13 +277,18 @@ def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, flo
     return found
 
 
-def _strata(
-    experiment: Experiment, *, opened: SubjectStore, table: Table, training_ids: list[str]
+def strata_of(
+    experiment: Experiment,
+    *,
+    opened: SubjectStore,
+    table: Table,
+    training_ids: list[str],
+    features: str | None,
 ) -> dict[str, tuple[Stratum, ...]]:
     """Return scores by how far the image seen is from what was shown in training.
 
     By concept, where some test images share theirs with training images and others do not; and by
-    likeness to the nearest training image.
+    likeness to the nearest training image, where targets tell it.
     """
     metric = table.protocol.ranking[0]
     scores = partial(
@@ -283,9 +310,8 @@ def _strata(
             labels=labels
         )
     parts = min(10, len(table.image_ids) // STRATUM)
-    if parts < 2:
+    if parts < 2 or features is None:
         return found
-    features = outputs.features(experiment).folder
     target, _ = outputs.targets(experiment)[0]
     likeness = evaluation.likeness_to_training(
         store.read_rows(features, target, image_ids=list(table.image_ids)),
@@ -308,13 +334,8 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """Return (image, sample, y, x, rgb) of every row of the table."""
     drawn = outputs.reconstructions(experiment).folder
-    count = len(image_ids)
-    at_random = evaluation.random_training(
-        training=len(training_ids), images=count, samples=5, seed=experiment.seed
-    )
     rows = {
-        MEAN_IMAGE: evaluation.mean_image(training, images=count),
-        RANDOM_TRAINING: training[at_random],
+        **evaluation.floor_rows(training, images=len(image_ids), seed=experiment.seed),
         NEAREST_TRAINING: training[nearest][:, None],
     }
     for name in drawing.drawn_rows(experiment):
@@ -322,7 +343,7 @@ def _rows(
     return rows
 
 
-def _log(
+def log(
     experiment: Experiment,
     run: Run,
     *,
@@ -330,6 +351,7 @@ def _log(
     latents: dict[str, LatentScores],
     folder: Path,
 ) -> None:
+    """Log every score, and the files of the report that may leave this machine."""
     metrics = {}
     for score in table.scores:
         key = f"{score.row.replace(' ', '_')}.{score.metric}"
@@ -347,13 +369,14 @@ def _log(
     figures = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".pdf"))
     for name in (GRID, *strips):
         figures.remove(name)
-    for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pictures):
+    decoders = [DECODERS] if latents else []
+    for name in (TABLE, SCORES, "scores.csv", "scores.tex", *decoders, *figures, *pictures):
         run.log_artifact(folder / name)
     if not shown:
         run.set_tags({"pictures_withheld": f"{licence.name}; tracking.private=true logs them"})
 
 
-def _write_grid(
+def write_grid(
     path: Path,
     *,
     seen: np.ndarray,
@@ -375,26 +398,36 @@ def _write_grid(
 
 def _provenance(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Return what the gallery says of its making, by heading."""
-    entry = outputs.dataset_entry(experiment)
     decoders = {
         target: f"{decode.decoder.kind} from {', '.join(decode.rois)}; "
         f"seal {outputs.decoder(experiment, target).seal.digest}"
         for target, decode in outputs.targets(experiment)
     }
+    return {
+        "dataset": dataset_provenance(experiment),
+        "decoders": decoders,
+        "generator": generator_provenance(experiment),
+    }
+
+
+def dataset_provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what was seen by whom, under which terms."""
+    entry = outputs.dataset_entry(experiment)
+    return {
+        "title": entry.title,
+        "subject": experiment.subject,
+        "licence": f"{entry.licence.name}, {entry.licence.url}",
+        "cite": entry.cite,
+        "store": outputs.subject_store(experiment).seal.digest,
+    }
+
+
+def generator_provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what drew, and how."""
     settings = experiment.reconstruct.model_dump(mode="json")
     return {
-        "dataset": {
-            "title": entry.title,
-            "subject": experiment.subject,
-            "licence": f"{entry.licence.name}, {entry.licence.url}",
-            "cite": entry.cite,
-            "store": outputs.subject_store(experiment).seal.digest,
-        },
-        "decoders": decoders,
-        "generator": {
-            "checkpoint": experiment.generator.checkpoint,
-            "digest": outputs.features(experiment).seal.inputs["the generator"],
-            "seed": str(experiment.seed),
-            **{name: str(value) for name, value in settings.items()},
-        },
+        "checkpoint": experiment.generator.checkpoint,
+        "digest": outputs.features(experiment).seal.inputs["the generator"],
+        "seed": str(experiment.seed),
+        **{name: str(value) for name, value in settings.items()},
     }
