@@ -109,7 +109,7 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         targets = np.asarray(truth, np.float32).reshape(len(betas), -1)
         sessions = _sessions(session, trials=len(betas), default=0)
         images = _images(image_id, trials=len(betas))
-        section = self._section()
+        section, training = self._section(), self._training()
         try:
             if isinstance(section, config.Ridge):
                 examples = decoders.prepare(betas, session=sessions, image_id=images)
@@ -119,7 +119,12 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 )
             else:
                 self.trained_ = self._network(
-                    betas, targets, sessions=sessions, images=images, section=section
+                    betas,
+                    targets,
+                    sessions=sessions,
+                    images=images,
+                    section=section,
+                    training=training,
                 )
         except InputError as error:  # about these arrays: what scikit-learn expects is a ValueError
             raise ValueError(str(error)) from error
@@ -182,6 +187,10 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         wanted: dict[str, Any] = {"rois": ["all"], "decoder": tree}
         return config.validate(wanted, schema=config.Decode, source="Decoder").decoder
 
+    def _training(self) -> config.Training:
+        tree = dict(self.training or {})
+        return config.validate(tree, schema=config.Training, source="Decoder: training")
+
     def _network(
         self,
         betas: NDArray[np.float32],
@@ -190,12 +199,10 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         sessions: NDArray[np.int64],
         images: NDArray[np.int64],
         section: config.NetworkDecoder,
+        training: config.Training,
     ) -> TrainedDecoder:
-        from raybrain import training  # imports torch
+        from raybrain.training import fit_task  # imports torch
 
-        settings = config.validate(
-            dict(self.training or {}), schema=config.Training, source="Decoder: training"
-        )
         names, first = np.unique(images, return_index=True)
         held = max(1, round(self.validation * len(names)))
         if held >= len(names):
@@ -216,7 +223,7 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             section=section,
         )
         network = task.build(seed=self.random_state)
-        epochs = training.fit_task(network, task=task, settings=settings, seed=self.random_state)
+        epochs = fit_task(network, task=task, settings=training, seed=self.random_state)
         for _ in epochs:
             pass
         return task.finish(network)

@@ -71,7 +71,7 @@ def _subject(folder: str, *, xarray) -> xarray.Dataset:  # type: ignore[no-untyp
         group=("image", images["group"].to_numpy(dtype=str)),
         in_roi=(("roi", "voxel"), np.stack(list(opened.rois.values()))),
     )
-    labels = {name: ("trial", _plain(trials[name].to_numpy())) for name in trials}
+    labels = {str(name): ("trial", _plain(trials[name].to_numpy())) for name in trials}
     for name in voxels:  # y and x alone are axes of the images
         label = name if name == "noise_ceiling" else f"voxel_{name}"
         labels[label] = ("voxel", voxels[name].to_numpy())
