@@ -43,7 +43,7 @@ def predicted(decoder: TrainedDecoder) -> np.ndarray:
     return decoder.predict(betas, **told).values
 
 
-@pytest.mark.parametrize(("largest", "files"), [(5_000_000_000, 1), (600, 3)])
+@pytest.mark.parametrize(("largest", "files"), [(5_000_000_000, 1), (200, 4)])
 def test_a_model_is_read_back_whole_or_in_parts(ridge, tmp_path, largest, files):
     folder = tmp_path / "model"
     index = np.arange(9) * 3
@@ -61,7 +61,7 @@ def test_a_model_is_read_back_whole_or_in_parts(ridge, tmp_path, largest, files)
     if files == 1:
         assert names == ["model.safetensors"]
     else:
-        assert names[0] == "model-00001-of-00003.safetensors"
+        assert names[0] == "model-00001-of-00004.safetensors"
         where = json.loads((folder / "model.safetensors.index.json").read_text())
         held = {file.name: set(load_file(file)) for file in found}
         assert {name: set() for name in held}.keys() == set(where["weight_map"].values())
@@ -84,18 +84,18 @@ def test_a_model_is_read_back_whole_or_in_parts(ridge, tmp_path, largest, files)
 
 
 def test_a_model_that_lacks_a_part_is_told(ridge, tmp_path):
-    write_model(ridge, tmp_path, card="", about={}, arrays={}, largest_file=600)
-    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    write_model(ridge, tmp_path, card="", about={}, arrays={}, largest_file=200)
+    (tmp_path / "model-00002-of-00004.safetensors").unlink()
     with pytest.raises(InputError, match="lacks a file"):
         load_decoder(tmp_path)
 
 
 def test_an_index_leads_to_no_other_folder(ridge, tmp_path):
-    write_model(ridge, tmp_path / "model", card="", about={}, arrays={}, largest_file=600)
+    write_model(ridge, tmp_path / "model", card="", about={}, arrays={}, largest_file=200)
     index = tmp_path / "model" / "model.safetensors.index.json"
     elsewhere = tmp_path / "elsewhere.safetensors"
-    (tmp_path / "model" / "model-00002-of-00003.safetensors").rename(elsewhere)
-    text = index.read_text().replace("model-00002-of-00003", "../elsewhere")
+    (tmp_path / "model" / "model-00002-of-00004.safetensors").rename(elsewhere)
+    text = index.read_text().replace("model-00002-of-00004", "../elsewhere")
     index.write_text(text)
     with pytest.raises(InputError, match="lacks a file"):
         load_decoder(tmp_path / "model")
