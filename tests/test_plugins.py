@@ -130,9 +130,11 @@ def test_a_metric_stands_beside_those_of_the_protocol(example, tmp_path):
     assert np.isfinite(table.score(row="shuffled brain", metric="brightness").value)
     table.save(tmp_path / "scores.npz")
     again = raybrain.load_table(tmp_path / "scores.npz")
-    assert again.score(row="system", metric="brightness") == table.score(
-        row="system", metric="brightness"
+    np.testing.assert_array_equal(
+        again.per_image(row="system", metric="brightness"),
+        table.per_image(row="system", metric="brightness"),
     )
+    assert again.protocol.name == "lite0-v1+brightness"
     assert "bright" in table.to_text()
     assert validated({"kind": "ridge"}, metrics=["brightness"]).evaluate.metrics == ("brightness",)
     with pytest.raises(InputError, match="there is no metric 'gloss'; choose from brightness"):

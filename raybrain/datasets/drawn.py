@@ -126,7 +126,7 @@ def find_drawn(
         found = {system: found["."]}
     unknown = [name for name in found if name not in rows]
     if unknown:
-        where = "beside folders" if unknown[0] == "." else f"in its folder {unknown[0]}"
+        where = "beside folders" if "." in unknown else f"in its folder {unknown[0]}"
         raise InputError(
             f"{folder} has pictures {where}; put those to be scored into it alone, or into a "
             f"folder '{system}' and others beside it, named {', '.join(rows)}"
