@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from raybrain import plugins
 from raybrain.config import (
     NO_SECRETS,
     Fraction,
@@ -21,7 +22,22 @@ from raybrain.config import (
     read_mapping,
     validate,
 )
+from raybrain.shipped import CATALOG, OWN, locate
 from raybrain.spelling import as_written
+
+__all__ = [
+    "CATALOG",
+    "OWN",
+    "READERS",
+    "CatalogEntry",
+    "Licence",
+    "Roi",
+    "Split",
+    "check_choice",
+    "load_entry",
+    "locate",
+    "root_of",
+]
 
 SCHEMES = (
     "s3",
@@ -39,10 +55,6 @@ SCHEMES = (
 )
 """Of the file systems a dataset may be read from; each needs its own package for fsspec."""
 METADATA_HOSTS = ("metadata", "metadata.google.internal", "instance-data")
-CATALOG = Path(__file__).parent / "assets" / "data_catalog"
-"""In a checkout a link to ``data_catalog/`` at its top, in an installed package a copy."""
-OWN = "data_catalog"
-"""Folder of one's own entries where a command is typed; they go before those that are shipped."""
 
 
 class Roi(Section):
@@ -91,6 +103,16 @@ class Licence(Section):
     """Whether stimuli may be copied into reports and MLflow."""
 
 
+READERS = ("nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion")
+
+
+def _reader(name: str) -> str:
+    known = (*READERS, *plugins.names(plugins.DATASETS))
+    if name not in known:
+        raise ValueError(f"there is no reader '{name}'; choose from {', '.join(known)}")
+    return name
+
+
 class CatalogEntry(Section):
     """One dataset."""
 
@@ -98,8 +120,8 @@ class CatalogEntry(Section):
     """What experiments call it; the name of the file when not given."""
     title: str
     """For people."""
-    reader: Literal["nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion"]
-    """Layout on disk."""
+    reader: Annotated[str, AfterValidator(_reader)]
+    """What reads the files: one of `READERS`, or one that another package adds."""
     root: str
     """A folder or URL; ``${NAME}`` is filled in, and a relative one lies in the workspace."""
     get: str = ""
@@ -120,26 +142,6 @@ class CatalogEntry(Section):
     """Terms under which the data may be used."""
     cite: str
     """What to cite."""
-
-
-def locate(dataset: str, *, beside: Path) -> str:
-    """Return a dataset's name, or the absolute path of an entry of one's own.
-
-    Parameters
-    ----------
-    dataset : str
-        As the experiment names it.
-    beside : Path
-        Folder of the experiment file, where a relative path is looked for if not here.
-    """
-    path = Path(dataset).expanduser()
-    if not dataset.endswith((".yaml", ".yml")):
-        path = Path(OWN) / f"{dataset}.yaml"
-        if not path.is_file() or path.resolve() == (CATALOG / path.name).resolve():
-            return dataset
-    elif not path.is_file() and (beside / path).is_file():
-        path = beside / path
-    return str(path.absolute())
 
 
 def load_entry(dataset: str) -> CatalogEntry:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from pathlib import Path
+
+from raybrain.shipped import DEMO
 
 STAGES = {
     "plan": "say what is present, missing and sealed, and what would run; writes nothing",
@@ -19,22 +20,18 @@ STAGES = {
     "predict": "decode the test trials",
     "reconstruct": "draw images from the predictions with a pool of generators",
     "evaluate": "score the reconstructions beside floors and ceiling, and write the gallery",
-    "export": "write the reconstructions as PNG files",
+    "export": "write the reconstructions as PNG files, or something else to share",
     "run": "all of the above but tune and export, in order, skipping what is sealed",
     "open": "open the experiment's run in MLflow's pages, which it starts if there is no server",
     "upgrade": "bring runs that an older MLflow recorded up to date; a database file is kept",
     "ablate": "run it again without each ROI and with each ROI alone, and compare",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
-BROWSING = ("open", "upgrade")
-"""Are about what was recorded, and need no data."""
 COMPARE = "compare"
 INIT = "init"
 SCHEMA = "schema"
 SCHEMAS = ("experiment", "catalog", "pretraining")
 """Kinds of files whose schema can be printed."""
-DEMO = Path(__file__).parent / "assets" / "experiments" / "demo.yaml"
-"""In a checkout behind a link to ``jobs/experiments/``, in an installed package a copy."""
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 BAD_PLACES = (
@@ -59,6 +56,10 @@ def usage() -> str:
         f"Stages:\n{stages}\n\n"
         "compare tells what each later run gains on the first, image by image, with intervals;\n"
         "a run is a folder such as workspace/runs/demo, or its experiment file.\n"
+        "evaluate EXPERIMENT.yaml images=FOLDER scores pictures from anywhere in place of the "
+        "run's own,\nnamed IMAGE_ID.png or IMAGE_ID_SAMPLE.png; "
+        "export EXPERIMENT.yaml form=FORM writes\npictures, tensors for other scripts, or models "
+        "to share.\n"
         "init writes an experiment and a catalog entry of one's own to start from.\n"
         "schema prints the JSON Schema of such files, by which editors complete and check them.\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
@@ -137,7 +138,7 @@ def _place_sentence(error: Exception) -> str | None:
 
 
 def _run(words: list[str]) -> int:
-    from raybrain.config import Experiment, InputError, load
+    from raybrain.config import Experiment, InputError
 
     stage, *rest = words
     if stage not in (*STAGES, COMPARE, INIT, SCHEMA):
@@ -167,20 +168,15 @@ def _run(words: list[str]) -> int:
         raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
     else:
         path, *assignments = rest
-    from raybrain import catalog
+    from raybrain.stages import OPTIONS
 
-    experiment = load(path, tuple(assignments), schema=Experiment)
-    # Ray moves the working directory of its workers, so every path is made absolute here, once.
-    absolute = {"dataset": catalog.locate(experiment.dataset, beside=Path(path).parent)}
-    if "://" not in experiment.workspace:
-        absolute["workspace"] = str(Path(experiment.workspace).absolute())
-    experiment = experiment.model_copy(update=absolute)
-    from raybrain import pipeline
-    from raybrain.stages import checking
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in assignments}
+    options = {name: named[name] for name in OPTIONS.get(stage, ()) if name in named}
+    kept = [word for word in assignments if word.partition("=")[0] not in options]
+    experiment = Experiment.load(path, *kept)
+    from raybrain.api.running import run
 
-    if stage not in BROWSING:
-        checking.check(experiment, stage=stage)
-    pipeline.RUN[stage](experiment)
+    run(experiment, stage, **options)
     return 0
 
 

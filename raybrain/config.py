@@ -7,12 +7,14 @@ assignments. The environment fills ``${NAME}`` or ``${NAME:-default}`` in paths 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
@@ -21,13 +23,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from raybrain import spelling
+from raybrain import plugins, shipped, spelling
 
 Tree = TypeVar("Tree", bound=BaseModel)
 
@@ -52,6 +56,20 @@ class InputError(Exception):
     def __init__(self, message: str) -> None:
         # What a library says of its error may span lines.
         super().__init__(" ".join(line.strip() for line in str(message).splitlines() if line))
+
+
+def extension(group: str, name: str) -> Any:
+    """Return what an installed package adds under a name.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, or two packages offer the name.
+    """
+    try:
+        return plugins.load(group, name)
+    except plugins.BrokenPluginError as error:
+        raise InputError(str(error)) from error
 
 
 def fill_environment(text: str) -> str:
@@ -349,8 +367,85 @@ class RoiGraph(Network):
     """How the units of all ROIs become one vector."""
 
 
-NetworkDecoder = ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph
-Decoder = Annotated[Ridge | NetworkDecoder, Field(discriminator="kind")]
+class OtherNetwork(Network):
+    """A network that another package adds: a subclass with a ``kind`` and settings of its own.
+
+    The subclass is its entry point in the group ``raybrain.decoders``, under the name of its kind::
+
+        class LowRank(OtherNetwork):
+            kind: Literal["low_rank"] = "low_rank"
+            rank: int = 8
+
+            def build(self, *, voxels, outputs, wiring):
+                return nn.Sequential(nn.Linear(voxels, self.rank), nn.Linear(self.rank, outputs))
+    """
+
+    kind: str
+
+    def wire(self, *, examples: Any) -> Mapping[str, Any]:
+        """Return arrays by name that the network is built from, out of training data alone.
+
+        Parameters
+        ----------
+        examples : raybrain.decoders.Examples
+            Z-scored betas (row, voxel), the ROIs and coordinates of the voxels.
+        """
+        return {}
+
+    def build(self, *, voxels: int, outputs: int, wiring: Mapping[str, Any]) -> Any:
+        """Return an untrained ``torch.nn.Module``: z-scores (row, voxel) to (row, output).
+
+        Parameters
+        ----------
+        voxels, outputs : int
+        wiring : mapping of str to ndarray
+            What `wire` returned; saved with the decoder.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build()")
+
+
+def _decoder_of(value: Any, built_in: Callable[[Any], Any]) -> Any:
+    """Return the section of a decoder of this package or another."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if not isinstance(kind, str) or kind in KINDS:
+        return built_in(value)
+    if kind not in plugins.names(plugins.DECODERS):
+        known = ", ".join((*KINDS, *plugins.names(plugins.DECODERS)))
+        raise ValueError(f"there is no decoder '{kind}'; choose from {known}")
+    section = extension(plugins.DECODERS, kind)
+    if not (isinstance(section, type) and issubclass(section, OtherNetwork)):
+        raise ValueError(
+            f"'{kind}' of {plugins.version(plugins.DECODERS, kind)} is no OtherNetwork; mend it"
+        )
+    return section.model_validate(value)
+
+
+class _InSchema:
+    """Lets the JSON Schema of experiments know the decoders of other packages."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        schema = handler(core)
+        for kind in plugins.names(plugins.DECODERS):
+            own = extension(plugins.DECODERS, kind).model_json_schema()
+            if "$defs" not in own:
+                handler.resolve_ref_schema(schema).setdefault("oneOf", []).append(own)
+        return schema
+
+
+NetworkDecoder = ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph | OtherNetwork
+BUILT_IN = (Ridge, ResidualMLP, MindEye2, CnnText, CnnImage, Vae, Gcn, RoiGraph)
+KINDS = tuple(str(section.model_fields["kind"].default) for section in BUILT_IN)
+"""Of the decoders that this package has."""
+Decoder = Annotated[
+    Annotated[
+        Ridge | ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph,
+        Field(discriminator="kind"),
+    ],
+    WrapValidator(_decoder_of),
+    SerializeAsAny(),
+    _InSchema(),
+]
 
 
 class Training(Section):
@@ -521,8 +616,22 @@ class Evaluate(Section):
     predicted brain response fits the measured response best; the encoding model is fitted on
     training images. ``embedding``: the one whose image embedding is nearest the decoded one.
     ``true`` means ``encoding``."""
+    metrics: tuple[str, ...] = ()
+    """Columns that other installed packages add beside those of the protocol."""
     bootstrap: Positive = 10_000
     """Resamples of the images for every interval."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        offered = plugins.names(plugins.METRICS)
+        for name in value:
+            if name not in offered:
+                known = f"choose from {', '.join(offered)}" if offered else "no package adds any"
+                raise ValueError(f"there is no metric '{name}'; {known}")
+        if len(set(value)) < len(value):
+            raise ValueError("a metric is named twice; name each once")
+        return value
 
     @field_validator(
         "rerank", mode="before", json_schema_input_type=bool | Reranker | tuple[Reranker, ...]
@@ -740,6 +849,74 @@ class Experiment(Section):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
 
+    @classmethod
+    def load(cls, path: str | Path, *assignments: str) -> Experiment:
+        """Return the experiment of a file, whose paths hold from anywhere.
+
+        Parameters
+        ----------
+        path : str or Path
+            YAML file. A dataset named by a relative path is looked for here, then beside it.
+        *assignments : str
+            As on the command line: ``"training.lr=1e-4"``, ``"decode.latents.rois=[V1, V2]"``.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or is not YAML, or if an address or value does not fit.
+
+        Examples
+        --------
+        >>> import raybrain
+        >>> raybrain.Experiment.load(raybrain.DEMO, "seed=1").seed
+        1
+        """
+        found = load(path, assignments, schema=cls)
+        # Ray moves the working directory of its workers, so every path is made absolute here, once.
+        absolute = {"dataset": shipped.locate(found.dataset, beside=Path(path).parent)}
+        if "://" not in found.workspace:
+            absolute["workspace"] = str(Path(found.workspace).absolute())
+        return found.model_copy(update=absolute)
+
+    def with_(self, *changes: str | Mapping[str, Any], source: str = "with_") -> Experiment:
+        """Return the experiment with other values at some addresses.
+
+        Where a ``kind`` changes, the settings beside it belong to the old kind and are left out.
+
+        Parameters
+        ----------
+        *changes : str or mapping
+            ``"training.lr=1e-4"`` as on the command line, or ``{"training.lr": 1e-4}``.
+        source : str
+            What a message of an error begins with.
+
+        Raises
+        ------
+        InputError
+            If an address does not exist or a value does not fit.
+
+        Examples
+        --------
+        >>> import raybrain
+        >>> demo = raybrain.Experiment.load(raybrain.DEMO)
+        >>> demo.with_({"training.lr": 1e-4}, "decode.latents.rois=[V1, V2]").decode.latents.rois
+        ('V1', 'V2')
+        """
+        given: dict[str, tuple[Any, Any]] = {}
+        for change in changes:
+            if isinstance(change, str):
+                address, value, written = _parsed(change)
+                given[address] = (value, written)
+            else:
+                given |= {address: (value, value) for address, value in change.items()}
+        typed = self.model_dump()
+        spelled = copy.deepcopy(typed)
+        for address in sorted(given, key=lambda address: not address.endswith(".kind")):
+            for tree, value in zip((typed, spelled), given[address], strict=True):
+                _place(tree, address, value, source=source)
+        written = spelling.as_written(typed, spelled, type(self))
+        return validate(written, schema=type(self), source=source)
+
     @model_validator(mode="after")
     def _mode_has_targets(self) -> Experiment:
         for letter in sorted(letters(self.reconstruct.mode)):
@@ -857,6 +1034,19 @@ def _plain(value: Any) -> Any:
 
 
 def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:
+    address, value, written = _parsed(assignment)
+    *parents, leaf = address.split(".")
+    for top, placed in ((tree, value), (spelled, written)):
+        node = top
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = placed
+
+
+def _parsed(assignment: str) -> tuple[str, Any, Any]:
+    """Return the address of an assignment, and its value with a type and as it was spelled."""
     address, equals, text = assignment.partition("=")
     if not equals or not address:
         raise InputError(
@@ -866,14 +1056,22 @@ def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> N
         value, written = spelling.read(text)
     except yaml.YAMLError:
         raise InputError(f"the value of '{assignment}' is not valid YAML; quote it") from None
+    return address, _number(value), written
+
+
+def _place(tree: dict[str, Any], address: str, value: Any, *, source: str) -> None:
+    """Put a value at an address of a whole tree, where a new ``kind`` clears what is beside it."""
     *parents, leaf = address.split(".")
-    for top, placed in ((tree, _number(value)), (spelled, written)):
-        node = top
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        node[leaf] = placed
+    node: Any = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise InputError(f"{source}: '{address}' is not a setting; '{parent}' is one")
+    if leaf == "kind" and node.get("kind") != value:
+        node.clear()
+    node[leaf] = value
 
 
 def _number(value: Any) -> Any:
@@ -888,8 +1086,7 @@ def _number(value: Any) -> Any:
 def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -> str:
     fault = error.errors()[0]
     # pydantic puts the discriminator's value into the address
-    tags = {section.model_fields["kind"].default for section in (Ridge, *get_args(NetworkDecoder))}
-    location = [str(part) for part in fault["loc"] if str(part) not in tags]
+    location = [str(part) for part in fault["loc"] if str(part) not in KINDS]
     address = "".join(one if one.isprintable() else repr(one)[1:-1] for one in ".".join(location))
     if fault["type"] == "extra_forbidden":
         section = _section_at(schema, location[:-1])

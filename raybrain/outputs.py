@@ -8,23 +8,28 @@ experiment are never part of a seal.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raybrain import catalog, cluster, digests, seal
+from raybrain import catalog, cluster, digests, plugins, seal
 from raybrain.catalog import CatalogEntry
 from raybrain.config import (
     Backbone,
     Decode,
     Experiment,
     InputError,
+    OtherNetwork,
     Ridge,
     changes_drawing,
     flatten,
 )
 from raybrain.seal import Seal
+
+if TYPE_CHECKING:
+    from raybrain.datasets.drawn import DrawnPictures
 
 CLOSED_FORM = (Ridge,)
 """Decoders that the settings under ``training`` do not touch."""
@@ -150,6 +155,9 @@ def decoder(experiment: Experiment, target: str) -> Output:
         "the store": subject_store(experiment).seal.digest,
         "the targets": features(experiment).seal.digest,
     }
+    if isinstance(decode.decoder, OtherNetwork):
+        whose = plugins.version(plugins.DECODERS, decode.decoder.kind)
+        inputs["the package of the decoder"] = whose
     others = set(subjects_of(experiment, decode)) - {experiment.subject}
     for one in each_subject(experiment):
         if one.subject in others:
@@ -219,13 +227,69 @@ def pictures(experiment: Experiment) -> Output:
     return Output("export", f"{run_folder(experiment)}/png", Seal("export", {}, inputs))
 
 
+def tensors(experiment: Experiment) -> Output:
+    """Return the reconstructions as tensors, for the scripts of others."""
+    inputs = {"the reconstructions": reconstructions(experiment).seal.digest}
+    return Output("export", f"{run_folder(experiment)}/tensors", Seal("export", {}, inputs))
+
+
+def models(experiment: Experiment) -> Output:
+    """Return the decoders with their cards, for others to load."""
+    inputs = {
+        f"the decoder of {target}": decoder(experiment, target).seal.digest
+        for target, _ in targets(experiment)
+    }
+    inputs["the scores"] = report(experiment).seal.digest
+    return Output("export", f"{run_folder(experiment)}/models", Seal("export", {}, inputs))
+
+
 def report(experiment: Experiment) -> Output:
     """Return the scores, figures and gallery."""
-    settings = {**_under(experiment, "evaluate"), "seed": experiment.seed}
+    settings = _scored_how(experiment)
     inputs = {"the reconstructions": reconstructions(experiment).seal.digest}
     return Output(
         "evaluate", f"{run_folder(experiment)}/report", Seal("evaluate", settings, inputs)
     )
+
+
+def ceiling(experiment: Experiment) -> Output:
+    """Return the images drawn from the true targets alone, for pictures that others drew."""
+    settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
+    settings["generator.dtype"] = experiment.generator.dtype
+    inputs = {"the targets": features(experiment).seal.digest}
+    return Output(
+        "reconstruct",
+        f"{run_folder(experiment)}/ceiling.zarr",
+        Seal("reconstruct", settings, inputs),
+    )
+
+
+def pictures_report(experiment: Experiment, drawn: DrawnPictures, *, with_ceiling: bool) -> Output:
+    """Return the scores of a folder of pictures, which may come from anywhere.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    drawn : DrawnPictures
+    with_ceiling : bool
+        Whether the experiment's own ceiling stands beside them.
+    """
+    from raybrain.datasets import contents  # imports pandas
+
+    digest = contents.digest_of_contents(
+        drawn.files,
+        root=drawn.root,
+        digests=functools.partial(_digests, workspace=experiment.workspace),
+    )
+    assert digest is not None
+    settings = _scored_how(experiment)
+    del settings["evaluate.rerank"]
+    inputs = {"the store": subject_store(experiment).seal.digest, "the pictures": digest}
+    if with_ceiling:
+        inputs["the ceiling"] = ceiling(experiment).seal.digest
+    label = re.sub(r"[^A-Za-z0-9_.-]", "_", drawn.root.url.rstrip("/").rpartition("/")[2])
+    folder = f"{run_folder(experiment)}/scored/{label}-{digest[:8]}/report"
+    return Output("evaluate", folder, Seal("evaluate", settings, inputs))
 
 
 def tuning(experiment: Experiment) -> Output:
@@ -268,6 +332,15 @@ def study_digest(output: Output) -> str:
 def run_folder(experiment: Experiment) -> str:
     """Return the folder of everything that belongs to this experiment alone."""
     return f"{experiment.workspace}/runs/{experiment.name}"
+
+
+def _scored_how(experiment: Experiment) -> dict[str, Any]:
+    settings = {**_under(experiment, "evaluate"), "seed": experiment.seed}
+    # Of other packages, whose versions count; reports without any were sealed before there were.
+    del settings["evaluate.metrics"]
+    for name in experiment.evaluate.metrics:
+        settings[f"evaluate.metrics.{name}"] = plugins.version(plugins.METRICS, name)
+    return settings
 
 
 def _under(experiment: Experiment, prefix: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from raybrain import __version__, claims, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
@@ -109,26 +110,63 @@ def reconstruct(experiment: Experiment) -> None:
     _make(experiment, outputs.reconstructions(experiment), drawing.work)
 
 
-def export(experiment: Experiment) -> None:
-    """Write every reconstruction as a PNG file."""
-    from raybrain.stages import exporting
+def export(experiment: Experiment, *, form: str = "pictures") -> None:
+    """Write every reconstruction as a PNG file, all as tensors, or the decoders as models."""
+    from raybrain.stages import exporting, exporting_models
 
+    forms: dict[str, tuple[Callable[[Experiment], Output], Work]] = {
+        "pictures": (outputs.pictures, exporting.work),
+        "tensors": (outputs.tensors, exporting.tensors_work),
+        "models": (outputs.models, exporting_models.work),
+    }
+    if form not in forms:
+        raise InputError(f"'{form}' is no form of export; choose from {', '.join(forms)}")
+    output_of, work = forms[form]
     _require(outputs.reconstructions(experiment))
-    output = outputs.pictures(experiment)
-    _make(experiment, output, exporting.work)
-    print(f"pictures {output.folder}")
+    if form == "models":
+        _require(outputs.report(experiment))  # a card has scores
+    output = output_of(experiment)
+    _make(experiment, output, work)
+    print(f"{form:<8} {output.folder}")
 
 
-def evaluate(experiment: Experiment) -> None:
-    """Score the reconstructions beside floors and ceiling, and write the gallery."""
+def evaluate(experiment: Experiment, *, images: str | None = None) -> str:
+    """Score the reconstructions beside floors and ceiling; return the folder of the report.
+
+    With ``images``, those are scored that a folder holds, whoever drew them.
+    """
     from raybrain.stages import scoring
 
-    _require(outputs.reconstructions(experiment))
-    output = outputs.report(experiment)
-    _make(experiment, output, scoring.work)
+    if images is None:
+        _require(outputs.reconstructions(experiment))
+        output = outputs.report(experiment)
+        _make(experiment, output, scoring.work)
+    else:
+        output = _evaluate_pictures(experiment, images=images)
     print(places.read_text(f"{output.folder}/{scoring.TABLE}"))
     print(f"gallery  {output.folder}/{scoring.GALLERY}")
     print(f"runs     {browsing.where(experiment)}")
+    return output.folder
+
+
+def _evaluate_pictures(experiment: Experiment, *, images: str) -> Output:
+    from raybrain.stages import drawing, scoring_pictures
+
+    _require(outputs.subject_store(experiment))
+    found = scoring_pictures.find(experiment, folder=images)
+    ceiling = scoring_pictures.ceiling_beside(experiment, found)
+    output = outputs.pictures_report(experiment, found, with_ceiling=ceiling is not None)
+    permitted = seal.permitted(output.folder, wanted=output.seal, on_change=experiment.on_change)
+    # What is wrong with a picture is told before anything is drawn or written.
+    drawn = {} if permitted.state == "sealed" else found.read()
+    if ceiling is not None and drawn:
+        _require(outputs.features(experiment))
+        _make(experiment, ceiling, drawing.ceiling_work)
+    work = functools.partial(
+        scoring_pictures.work, drawn=drawn, source=found.root.url, ceiling=ceiling
+    )
+    _make(experiment, output, work)
+    return output
 
 
 def run(experiment: Experiment) -> None:
@@ -172,7 +210,7 @@ def browse(experiment: Experiment) -> None:
     browsing.browse(experiment)
 
 
-RUN: dict[str, Callable[[Experiment], None]] = {
+RUN: dict[str, Callable[..., Any]] = {
     "plan": plan,
     "simulate": simulate,
     "ingest": ingest,

@@ -29,10 +29,17 @@ from raybrain.config import InputError
 if TYPE_CHECKING:
     from raybrain.datasets import Recording
 
-Splits = Literal["training", "test"]
+Splits = Literal["training", "test", "all"]
 IMAGES_PER_CHUNK = 64
 DAMAGED = (OSError, RuntimeError, ValueError, TypeError, zlib.error)
 """What numpy, HDF5 and Zarr raise on damaged content."""
+AXES = {
+    ("latents", 3): ("channel", "y", "x"),
+    ("prompt_embeds", 2): ("token", "prompt_feature"),
+    ("image_embeds", 1): ("image_feature",),
+    ("image_embeds", 2): ("image_token", "image_feature"),
+}
+"""Target and number of axes of one image's -> what xarray calls them."""
 TRIAL_COLUMNS = ("image_id", "session", "run", "repeat", "split")
 
 
@@ -57,6 +64,12 @@ class SubjectStore:
     images: pd.DataFrame
     """Index = image_id; columns row, captions (list of str), group; every image of the subject."""
 
+    @property
+    def shown(self) -> list[str]:
+        """Return the image_ids of the visible trials, each once, in the order of the images."""
+        rows = self.images.loc[self.trials["image_id"], "row"].to_numpy()
+        return self.images.index[np.unique(rows)].tolist()
+
     def mask(self, rois: Iterable[str]) -> np.ndarray:
         """Return (voxel,) bool: the voxels in any of ``rois``."""
         return np.any([self.rois[name] for name in rois], axis=0)
@@ -64,7 +77,7 @@ class SubjectStore:
     def betas(self, *, voxels: np.ndarray) -> np.ndarray:
         """Return (trial, voxel) float32 betas in the dataset's unit for the visible trials."""
         array = _array(self.group, "betas")
-        scale = np.float32(float(str(array.attrs["scale"])))
+        scale = np.float32(scale_of(dict(array.attrs)))
         rows = self.trials.index.to_numpy()
         betas = np.empty((len(rows), int(voxels.sum())), dtype=np.float32)
         for block in blocks(array.shape[0], size=array.chunks[0]):
@@ -104,9 +117,16 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
     trials, voxels, images = recording.trials, recording.voxels, recording.images
     for name in TRIAL_COLUMNS:
         _write_table(group, f"trial/{name}", trials[name].to_numpy(), dimension="trial")
-    _write_table(group, "voxel/index", voxels.index, dimension="voxel")
-    _write_table(group, "voxel/xyz", voxels.xyz, dimension="voxel")
-    _write_table(group, "voxel/noise_ceiling", voxels.noise_ceiling, dimension="voxel")
+    about_voxels = {
+        "index": (voxels.index, {"long_name": "flat index into the volume, C order of (x, y, z)"}),
+        "xyz": (voxels.xyz, {"long_name": "position in the volume", "units": "voxels"}),
+        "noise_ceiling": (
+            voxels.noise_ceiling,
+            {"long_name": "explainable share of the variance of a single trial", "units": "1"},
+        ),
+    }
+    for name, (values, attributes) in about_voxels.items():
+        _write_table(group, f"voxel/{name}", values, dimension="voxel", attributes=attributes)
     for name, mask in recording.rois.items():
         _write_table(group, f"roi/{name}", mask, dimension="voxel")
     captions = np.array([json.dumps(list(texts)) for texts in images["captions"]], dtype=object)
@@ -122,7 +142,12 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
             chunks=(longest, columns),
             dtype=recording.dtype,
             dimension_names=("trial", "voxel"),
-            attributes={"scale": recording.scale},
+            attributes={
+                # CF names, which xarray and others apply without being told
+                "scale_factor": recording.scale,
+                "units": recording.units,
+                "long_name": "response estimate of a trial",
+            },
             compressors=None,  # betas are noise to a compressor; reading is 3 times faster
         )
         group.create_array(
@@ -131,6 +156,7 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
             chunks=(IMAGES_PER_CHUNK, side, side, 3),
             dtype="uint8",
             dimension_names=("image", "y", "x", "rgb"),
+            attributes={"long_name": "image shown, 0 to 255", "units": "1"},
         )
     group.attrs.update(
         {
@@ -185,7 +211,7 @@ def open_store(path: str, *, splits: Splits) -> SubjectStore:
     """Return the training trials (validation included) or the test trials of a subject.
 
     Selection must not see the test trials: ``train`` and ``tune`` open ``training`` only, and every
-    opening of ``test`` is recorded in its run by the pipeline.
+    opening of ``test`` is recorded in its run by the pipeline. ``all`` is for people who look.
 
     Raises
     ------
@@ -210,7 +236,7 @@ def open_store(path: str, *, splits: Splits) -> SubjectStore:
     assert isinstance(rois, zarr.Group)
     return SubjectStore(
         group=group,
-        trials=trials[test if splits == "test" else ~test],
+        trials=trials if splits == "all" else trials[test if splits == "test" else ~test],
         voxels=pd.DataFrame(
             {
                 "index": _table(group, "voxel/index"),
@@ -241,6 +267,12 @@ def open_sealed(path: str) -> zarr.Group:
         ) from None
 
 
+def scale_of(attributes: Mapping[str, Any]) -> float:
+    """Return what stored betas are multiplied by, from the attributes of their array."""
+    # Stores that were made before xarray could read them have their own name for it.
+    return float(str(attributes.get("scale_factor", attributes.get("scale", 1.0))))
+
+
 def create_rows(
     path: str,
     arrays: Mapping[str, tuple[tuple[int, ...], str]],
@@ -249,14 +281,15 @@ def create_rows(
     rows_per_block: int,
     attributes: Mapping[str, Any],
     rows_per_chunk: int | None = None,
+    dimension: str = "image",
 ) -> None:
     """Prepare arrays whose first dimension is the image; ``name -> (shape of a row, dtype)``.
 
     ``rows_per_block`` rows are one file, written whole by one task. With ``rows_per_chunk`` the
-    file is a shard whose chunks can be read one by one.
+    file is a shard whose chunks can be read one by one. ``dimension`` names what a row is of.
     """
     group = zarr.open_group(path, mode="a")
-    _write_table(group, "image_id", np.array(list(image_ids), dtype=object), dimension="image")
+    _write_table(group, "image_id", np.array(list(image_ids), dtype=object), dimension=dimension)
     for name, (shape, dtype) in arrays.items():
         if name in group:
             continue
@@ -268,8 +301,31 @@ def create_rows(
             chunks=(chunk, *shape),
             shards=(block, *shape) if chunk < block else None,
             dtype=dtype,
+            dimension_names=(dimension, *axes_of(name, rank=len(shape))),
+            attributes={"units": "1"},
         )
     group.attrs.update(dict(attributes))
+
+
+def axes_of(name: str, *, rank: int) -> tuple[str, ...]:
+    """Return what the axes of one row of an array are called; another size has another name."""
+    of = name.rpartition("/")[2]
+    if (of, rank) in AXES:
+        return AXES[of, rank]
+    if rank == 4:  # pictures, as often as their row of the table was drawn
+        return ("sample" if of == "system" else f"{of}_sample", "y", "x", "rgb")
+    return tuple(f"{of}_{axis}" for axis in range(1, rank + 1))
+
+
+def row_arrays(path: str, *, group: str = "") -> list[str]:
+    """Return the names of the arrays that `create_rows` made at ``path``, or in a group of it."""
+    found = open_sealed(path)
+    if group:
+        if group not in found:
+            return []
+        found = found[group]  # type: ignore[assignment]
+    prefix = f"{group}/" if group else ""
+    return [f"{prefix}{name}" for name in sorted(found.array_keys()) if name != "image_id"]
 
 
 def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -> np.ndarray:
@@ -371,16 +427,23 @@ def _table(group: zarr.Group, name: str) -> np.ndarray:
     return values.astype(object) if values.dtype.kind == "T" else values
 
 
-def _write_table(group: zarr.Group, name: str, values: np.ndarray, *, dimension: str) -> None:
+def _write_table(
+    group: zarr.Group,
+    name: str,
+    values: np.ndarray,
+    *,
+    dimension: str,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
     text = values.dtype.kind in "OUT" or not isinstance(values, np.ndarray)
     values = np.asarray(values, dtype=object if text else None)
-    names = (dimension, *(f"{dimension}_{axis}" for axis in range(1, values.ndim)))
     array = group.create_array(
         name,
         shape=values.shape,
         chunks=tuple(max(length, 1) for length in values.shape),
         dtype=str if text else values.dtype,
-        dimension_names=names,
+        dimension_names=(dimension, "axis")[: values.ndim],
+        attributes=dict(attributes or {}),
         overwrite=True,
     )
     array[...] = values

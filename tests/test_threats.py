@@ -9,7 +9,7 @@ import yaml
 import raybrain
 from raybrain import catalog, config
 from raybrain.config import Experiment, InputError
-from raybrain.stages.exporting import file_name
+from raybrain.datasets.drawn import file_name
 
 CODE = Path(raybrain.__file__).parent
 CLIMBING = ["../../home", "a/b", "/etc", "..", ".", "a\\b", "a\0b", "a\nb", ""]

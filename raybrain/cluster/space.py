@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raybrain.config import Experiment, InputError, Range, Tuning, flatten, validate
+from raybrain.config import Experiment, InputError, Range, Tuning, flatten
 
 SEARCHED = ("decode", "training", "reconstruct")
 """What a candidate can change: how decoders are fitted, or how is drawn from what they decode. The
@@ -52,21 +52,7 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experi
     raybrain.config.InputError
         If an address does not exist or a value does not fit.
     """
-    tree = experiment.model_dump()
-    kinds_first = sorted(settings, key=lambda address: not address.endswith(".kind"))
-    for address in kinds_first:
-        *parents, leaf = address.split(".")
-        node = tree
-        for parent in parents:
-            if node.get(parent) is None:
-                node[parent] = {}
-            node = node[parent]
-            if not isinstance(node, dict):
-                raise InputError(f"tuning.space: '{address}' is not a setting; '{parent}' is one")
-        if leaf == "kind" and node.get("kind") != settings[address]:
-            node.clear()
-        node[leaf] = settings[address]
-    return validate(tree, schema=Experiment, source="tuning.space")
+    return experiment.with_(settings, source="tuning.space")
 
 
 def default_settings(experiment: Experiment) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Datasets on disk become trials of betas; one module per layout.
 
-Every reader is a module with one public function,
-``open_recording(entry, *, root, subject, settings) -> Recording``, and every recording passes the
-same conformance tests.
+Every reader is a module with two public functions,
+``open_recording(entry, *, root, subject, settings) -> Recording`` and, of the same arguments,
+``required_files -> list of RequiredFile``; every recording passes the same conformance tests.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from raybrain import plugins
+from raybrain.catalog import READERS
+from raybrain.config import InputError, extension
+
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
     from raybrain.config import Ingest
-
-READERS = ("nsd", "things", "haxby", "arrays", "kamitani", "bold5000", "nod", "laion")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Recording:
     pictures are of one size. Light to pickle."""
     scale: float = 1.0
     """betas in percent signal change (or the dataset's own unit) = stored value * scale."""
+    units: str = "percent"
+    """Of the betas once scaled, as UDUNITS spells it: ``percent`` signal change, or ``1``."""
     dtype: str = "float32"
     sources: Mapping[str, str] = field(default_factory=dict)
     """File, relative to the root -> fingerprint of its content."""
@@ -76,5 +80,19 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     raybrain.config.InputError
         If a file is missing or does not fit the layout; nothing has been written then.
     """
-    module = importlib.import_module(f"raybrain.datasets.{entry.reader}")
-    return module.open_recording(entry, root=root, subject=subject, settings=settings)
+    found: Recording = reader_of(entry).open_recording(
+        entry, root=root, subject=subject, settings=settings
+    )
+    return found
+
+
+def reader_of(entry: CatalogEntry) -> Any:
+    """Return the module that reads the layout of a catalog entry, ours or another package's."""
+    if entry.reader in READERS:
+        return importlib.import_module(f"raybrain.datasets.{entry.reader}")
+    reader = extension(plugins.DATASETS, entry.reader)
+    for name in ("open_recording", "required_files"):
+        if not callable(getattr(reader, name, None)):
+            whose = plugins.version(plugins.DATASETS, entry.reader)
+            raise InputError(f"the reader '{entry.reader}' of {whose} has no {name}; mend it")
+    return reader

@@ -6,7 +6,6 @@ and does not count.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from raybrain.datasets import reader_of
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.pictures import ENDINGS, names_of
 from raybrain.datasets.tables import composed
@@ -34,8 +34,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return every file that ingest of this subject reads, present or not."""
-    reader = importlib.import_module(f"raybrain.datasets.{entry.reader}")
-    found: list[RequiredFile] = reader.required_files(
+    found: list[RequiredFile] = reader_of(entry).required_files(
         entry, root=root, subject=subject, settings=settings
     )
     return found

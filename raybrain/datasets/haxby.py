@@ -150,6 +150,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             *(f"ROI {name}: {int(mask.sum()):,} voxels" for name, mask in masks.items()),
         ),
         target="category",
+        units="1",
     )
 
 

@@ -66,9 +66,14 @@ def decode(content: bytes, *, name: str, background: str = "white") -> np.ndarra
 
 def side_of(content: bytes, *, name: str) -> int:
     """Return the pixels along the shorter side of an encoded picture, reading only its head."""
+    return min(size_of(content, name=name))
+
+
+def size_of(content: bytes, *, name: str) -> tuple[int, int]:
+    """Return width and height in pixels of an encoded picture, reading only its head."""
     try:
         with _opened(content) as picture:
-            return min(picture.size)
+            return picture.size
     except Exception as error:  # Pillow raises many kinds on a damaged file
         raise _unreadable(name, error) from None
 

@@ -18,6 +18,7 @@ from raybrain.decoders.ridge import (
     store_block,
     warn_at_edges,
 )
+from raybrain.decoders.sharing import CARD, write_model
 from raybrain.decoders.subjects import SharedTask, adapted_task, shared_task
 from raybrain.decoders.trained import (
     Predicted,
@@ -29,6 +30,7 @@ from raybrain.decoders.trained import (
 )
 
 __all__ = [
+    "CARD",
     "Averaged",
     "Examples",
     "Predicted",
@@ -55,4 +57,5 @@ __all__ = [
     "store_block",
     "train_ridge",
     "warn_at_edges",
+    "write_model",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raybrain import config
+from raybrain.config import InputError
 from raybrain.decoders.published import CnnImage, CnnText, Gcn, Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
 from raybrain.decoders.wiring import Wiring
@@ -67,8 +68,20 @@ def _network(
                 dropout=section.dropout,
                 read_out=section.read_out,
             )
+        case config.OtherNetwork():
+            return _other(section, voxels=voxels, outputs=outputs, wiring=wiring)
         case _:
             assert_never(section)
+
+
+def _other(section: config.OtherNetwork, *, voxels: int, outputs: int, wiring: Wiring) -> nn.Module:
+    network = section.build(voxels=voxels, outputs=outputs, wiring=wiring)
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"build() of the decoder '{section.kind}' returned {type(network).__name__}; it should "
+            f"return a torch.nn.Module"
+        )
+    return network
 
 
 def projection_of(section: config.Backbone) -> int | None:

@@ -54,12 +54,15 @@ class StoredWeights:
 
     path: str
     targets: int
+    name: str = "weights"
+    """Of the array in the file."""
 
     def read(self) -> Floats:
         """Return the weights (voxel, target)."""
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
-        return load_file(self.path)["weights"]
+        with safe_open(self.path, framework="np") as file:
+            return file.get_tensor(self.name)
 
 
 Weights = Floats | StoredWeights

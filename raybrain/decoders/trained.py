@@ -1,7 +1,8 @@
 """A fitted decoder: from betas as stored to predicted targets, with every statistic it needs.
 
 The folder that `TrainedDecoder.save` writes holds ``config.json``, ``decoder.safetensors`` and, for
-ridge, the weights of each block of targets in a file of its own.
+ridge, the weights of each block of targets in a file of its own; `raybrain.decoders.sharing` lays
+the same out for others.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from raybrain.decoders.ridge import (
     Weights,
     fit_ridge,
     predict_linear,
+    read_weights,
 )
+from raybrain.decoders.sharing import read_arrays, weights_name
 from raybrain.decoders.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class TrainedDecoder:
         Order, nodes and graph of the voxels, as far as the network has any.
     """
 
-    section: config.Decoder
+    section: config.Ridge | config.NetworkDecoder
     voxels: NDArray[np.bool_]
     scaler: SessionScaler
     targets: TargetScaler
@@ -188,20 +191,12 @@ class TrainedDecoder:
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             save_file(
-                {name: np.ascontiguousarray(array) for name, array in self._arrays().items()},
+                {name: np.ascontiguousarray(array) for name, array in self.arrays().items()},
                 part / "decoder.safetensors",
             )
             for number, block in enumerate(self.blocks):
                 _save_weights(block, path=part / f"weights_{number:04}.safetensors")
-            header = {
-                "format": FORMAT,
-                "decoder": self.section.model_dump(mode="json"),
-                "target_scale": self.targets.scale,
-                "voxels": int(self.voxels.sum()),
-                "dimensions": len(self.targets.mean),
-                "blocks": [_targets(block) for block in self.blocks],
-            }
-            (part / "config.json").write_text(json.dumps(header, indent=2) + "\n")
+            (part / "config.json").write_text(json.dumps(self.header(), indent=2) + "\n")
             part.chmod(0o755)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -210,7 +205,19 @@ class TrainedDecoder:
             shutil.rmtree(part, ignore_errors=True)
         return folder
 
-    def _arrays(self) -> dict[str, NDArray]:
+    def header(self) -> dict[str, Any]:
+        """Return what is no array, as ``config.json`` has it."""
+        return {
+            "format": FORMAT,
+            "decoder": self.section.model_dump(mode="json"),
+            "target_scale": self.targets.scale,
+            "voxels": int(self.voxels.sum()),
+            "dimensions": len(self.targets.mean),
+            "blocks": [_targets(block) for block in self.blocks],
+        }
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Return every array but the linear weights, by name."""
         return {
             "voxels": self.voxels,
             "scaler.session": self.scaler.session,
@@ -235,14 +242,14 @@ def _targets(weights: Weights) -> int:
 def _save_weights(weights: Weights, *, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    if isinstance(weights, StoredWeights):
+    if isinstance(weights, StoredWeights) and weights.name == StoredWeights.name:
         shutil.copyfile(weights.path, path)
     else:
-        save_file({"weights": np.ascontiguousarray(weights)}, path)
+        save_file({"weights": np.ascontiguousarray(read_weights(weights))}, path)
 
 
 def load_decoder(folder: str | Path) -> TrainedDecoder:
-    """Return the decoder that `TrainedDecoder.save` wrote; linear weights stay on disk until used.
+    """Return a decoder that was saved or exported; linear weights stay on disk until used.
 
     Raises
     ------
@@ -260,7 +267,23 @@ def load_decoder(folder: str | Path) -> TrainedDecoder:
             f"the decoder in {folder} has format {header['format']}, this version reads {FORMAT}; "
             f"train it again"
         )
-    arrays = load_file(folder / "decoder.safetensors")
+    if (folder / "decoder.safetensors").is_file():
+        arrays = load_file(folder / "decoder.safetensors")
+        blocks = {
+            number: StoredWeights(
+                path=str(folder / f"weights_{number:04}.safetensors"), targets=targets
+            )
+            for number, targets in enumerate(header["blocks"])
+        }
+    else:
+        arrays, files = _shared(folder)
+        names = {number: weights_name(number) for number in range(len(header["blocks"]))}
+        blocks = {
+            number: StoredWeights(
+                path=str(files[name]), targets=header["blocks"][number], name=name
+            )
+            for number, name in names.items()
+        }
     return TrainedDecoder(
         section=TypeAdapter(config.Decoder).validate_python(header["decoder"]),
         voxels=arrays["voxels"],
@@ -281,11 +304,17 @@ def load_decoder(folder: str | Path) -> TrainedDecoder:
         held_out_r2=arrays["held_out_r2"],
         parameters=_within(arrays, "parameters."),
         wiring=_within(arrays, "wiring."),
-        blocks=tuple(
-            StoredWeights(path=str(folder / f"weights_{number:04}.safetensors"), targets=targets)
-            for number, targets in enumerate(header["blocks"])
-        ),
+        blocks=tuple(blocks.values()),
     )
+
+
+def _shared(folder: Path) -> tuple[dict[str, NDArray], dict[str, Path]]:
+    try:
+        return read_arrays(folder)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"the decoder in {folder} lacks a file ({error}); export or fetch it again"
+        ) from None
 
 
 def _within(arrays: Mapping[str, NDArray], prefix: str) -> dict[str, NDArray]:

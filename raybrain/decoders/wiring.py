@@ -54,6 +54,8 @@ def wire(section: config.Network, *, examples: Examples) -> Wiring:
         nodes = _nodes(names, examples, kind="roi_graph")
         correlation = node_correlation(examples.betas, nodes=nodes)
         return {"nodes": nodes, "adjacency": normalised(np.abs(correlation))}
+    if isinstance(section, config.OtherNetwork):
+        return section.wire(examples=examples)
     return {}
 
 

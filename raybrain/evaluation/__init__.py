@@ -11,6 +11,7 @@ from raybrain.evaluation.comparison import (
     comparison_text,
 )
 from raybrain.evaluation.declarations import Metric, Protocol
+from raybrain.evaluation.evaluating import evaluate, floor_rows
 from raybrain.evaluation.floors import (
     category_means,
     mean_image,
@@ -22,7 +23,7 @@ from raybrain.evaluation.identification import correlation_distance, n_way, two_
 from raybrain.evaluation.latents import LatentScores, latent_scores
 from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
-from raybrain.evaluation.protocols import PROTOCOLS, protocol_named
+from raybrain.evaluation.protocols import PROTOCOLS, protocol_named, with_metrics
 from raybrain.evaluation.published import Published, published_for
 from raybrain.evaluation.retrieval import POOL, Retrieval, nearest_first, retrieval
 from raybrain.evaluation.scoring import (
@@ -83,7 +84,9 @@ __all__ = [
     "comparison_frame",
     "comparison_text",
     "correlation_distance",
+    "evaluate",
     "extract_features",
+    "floor_rows",
     "latent_scores",
     "likeness_to_training",
     "load_table",
@@ -106,4 +109,5 @@ __all__ = [
     "weights_folder",
     "weights_of",
     "whitening",
+    "with_metrics",
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["pixcorr", "ssim", "lpips", "identification", "distance"]
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["pixcorr", "ssim", "lpips", "identification", "distance", "function"]
 Distractors = Literal["seen", "reconstructed"]
 
 
@@ -72,16 +76,28 @@ class Metric:
     """Score each sample by itself, or average the correlations of an image's samples first."""
     window: Literal["gaussian", "uniform"] = "gaussian"
     """Of SSIM: sigma 1.5 with population covariance, or 7 x 7 with sample covariance."""
+    function: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.floating]] | None = (
+        None
+    )
+    """Of another package, at the top level of a module, for tasks import it by name: images seen
+    and reconstructed, (pair, y, x, rgb) in 0..1 each, at the protocol's size for pixels -> how
+    alike they are, (pair,)."""
+    better: Literal["higher", "lower"] = "higher"
+    """Which way a function's values are better."""
+    guess: float | None = None
+    """A function's value by chance, where one follows from its definition."""
 
     @property
     def higher_is_better(self) -> bool:
         """Whether larger values are better."""
+        if self.kind == "function":
+            return self.better == "higher"
         return self.kind not in ("distance", "lpips")
 
     @property
     def chance(self) -> float | None:
         """The value of guessing, where one follows from the definition."""
-        return 1.0 / self.ways if self.kind == "identification" else None
+        return 1.0 / self.ways if self.kind == "identification" else self.guess
 
     @property
     def percent(self) -> bool:
@@ -91,7 +107,7 @@ class Metric:
     @property
     def pairwise(self) -> bool:
         """Whether it has to be computed pair by pair, not as one product of features."""
-        return self.kind in ("ssim", "lpips")
+        return self.kind in ("ssim", "lpips", "function")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.evaluation.declarations import Protocol
+from raybrain.config import InputError
+from raybrain.evaluation.declarations import Metric, Protocol
 from raybrain.evaluation.identification import standardised
 from raybrain.evaluation.networks import (
     BATCH_SIZE,
@@ -57,12 +58,14 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Reference:
-    """The images seen, measured once."""
+    """What is measured of images alone: of those seen once, of reconstructions in batches."""
 
     layers: Mapping[str, NDArray[np.float32]]
     """Standardised (image, feature) of each layer, and of ``pixels``."""
     grey: NDArray[np.float32]
     """(image, y, x) in 0..1."""
+    pixels: NDArray[np.float32]
+    """(image, y, x, rgb) in 0..1; none where no function of another package looks at them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,21 +95,24 @@ class Measurer:
         """Return how alike the reconstructions of a part are to every image seen."""
         reference = _reference(self)
         columns: dict[str, list[NDArray[np.float32]]] = {}
-        greys = []
+        batches = []
         for start in range(0, len(part.images), self.batch_size):
             batch = np.stack(part.images[start : start + self.batch_size])
-            layers, batch_grey = _measured(batch, measurer=self)
-            greys.append(batch_grey)
-            for name, values in layers.items():
+            batches.append(_measured(batch, measurer=self))
+            for name, values in batches[-1].layers.items():
                 columns.setdefault(name, []).append(reference.layers[name] @ values.T)
         found = {name: np.concatenate(parts, axis=1) for name, parts in columns.items()}
-        mine = np.concatenate(greys)
+        mine = np.concatenate([one.grey for one in batches])
+        pixels = np.concatenate([one.pixels for one in batches])
         for metric in self.protocol.metrics:
             if metric.kind == "ssim":
                 seen, drawn = _pairs(part.partners)
                 pairs = ssim(
                     seen=reference.grey[seen], reconstructed=mine[drawn], window=metric.window
                 )
+            elif metric.function is not None:
+                seen, drawn = _pairs(part.partners)
+                pairs = _of_function(metric, seen=reference.pixels[seen], drawn=pixels[drawn])
             elif metric.kind == "lpips":
                 seen, drawn = _pairs(part.dear)
                 pairs = self._lpips(part.images, seen=seen, drawn=drawn)
@@ -148,23 +154,41 @@ def forget() -> None:
 
 @lru_cache(maxsize=1)
 def _reference(measurer: Measurer) -> Reference:
-    layers, greys = _measured(measurer.seen, measurer=measurer)
-    return Reference(layers=layers, grey=greys)
+    return _measured(measurer.seen, measurer=measurer)
 
 
-def _measured(
-    images: Images, *, measurer: Measurer
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+def _measured(images: Images, *, measurer: Measurer) -> Reference:
     protocol = measurer.protocol
+    wanted = any(metric.function is not None for metric in protocol.metrics)
+    kept = []
     layers: dict[str, list[NDArray[np.float32]]] = {}
     greys = []
     for canvas in canvases(images, size=protocol.canvas, batch_size=measurer.batch_size):
         pixels = resize(canvas, size=protocol.pixels).permute(0, 2, 3, 1).contiguous().numpy()
         greys.append(grey(pixels))
+        if wanted:
+            kept.append(pixels)
         features = read_layers(canvas, protocol=protocol, weights=measurer.weights)
         for name, values in {"pixels": pixels, **features}.items():
             layers.setdefault(name, []).append(standardised(values))
-    return {name: np.concatenate(v) for name, v in layers.items()}, np.concatenate(greys)
+    return Reference(
+        layers={name: np.concatenate(v) for name, v in layers.items()},
+        grey=np.concatenate(greys),
+        pixels=np.concatenate(kept) if kept else np.empty(0, np.float32),
+    )
+
+
+def _of_function(
+    metric: Metric, *, seen: NDArray[np.float32], drawn: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    assert metric.function is not None
+    found = np.asarray(metric.function(seen, drawn), dtype=np.float64)
+    if found.shape != (len(seen),) or not np.isfinite(found).all():
+        raise InputError(
+            f"the metric '{metric.name}' should give a finite number for each of {len(seen)} "
+            f"pairs; found {found.dtype} {found.shape}: mend its function"
+        )
+    return found
 
 
 @dataclass(frozen=True)

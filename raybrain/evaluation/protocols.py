@@ -6,7 +6,11 @@ size, layer or file of weights is another version.
 
 from __future__ import annotations
 
-from raybrain.config import InputError
+from collections.abc import Sequence
+from dataclasses import replace
+
+from raybrain import plugins
+from raybrain.config import InputError, extension
 from raybrain.evaluation.declarations import (
     PIXCORR,
     SSIM,
@@ -87,14 +91,51 @@ LITE0_V1 = Protocol(
 PROTOCOLS = {p.name: p for p in (LITE0_V1, MINDEYE2_V1, TAKAGI_V1, CS292F_V1)}
 
 
+JOINED = "+"
+"""Between the name of a protocol and those of metrics beside it."""
+
+
 def protocol_named(name: str) -> Protocol:
     """Return the protocol of this name and version.
+
+    ``lite0-v1+sharpness`` is ``lite0-v1`` with the metric ``sharpness`` of another package beside
+    its own; all that the protocol itself has stays as it is.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    if name not in PROTOCOLS:
-        raise InputError(f"there is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    base, *metrics = name.split(JOINED)
+    if base not in PROTOCOLS:
+        raise InputError(f"there is no protocol '{base}'; choose one of {', '.join(PROTOCOLS)}")
+    return with_metrics(PROTOCOLS[base], metrics) if metrics else PROTOCOLS[base]
+
+
+def with_metrics(protocol: Protocol, names: Sequence[str]) -> Protocol:
+    """Return a protocol with metrics of other packages beside its own.
+
+    Raises
+    ------
+    InputError
+        If no package adds one, or what it adds is no metric.
+    """
+    added = []
+    for name in names:
+        offered = plugins.names(plugins.METRICS)
+        if name not in offered:
+            known = f"choose from {', '.join(offered)}" if offered else "no package adds any"
+            raise InputError(f"there is no metric '{name}'; {known}")
+        metric = extension(plugins.METRICS, name)
+        own = [one.name for one in protocol.metrics]
+        if not isinstance(metric, Metric) or metric.function is None or name in own:
+            raise InputError(
+                f"'{name}' of {plugins.version(plugins.METRICS, name)} is no Metric with a "
+                f"function and a name of its own; mend it"
+            )
+        added.append(replace(metric, name=name, kind="function"))
+    return replace(
+        protocol,
+        name=JOINED.join((protocol.name, *names)),
+        metrics=(*protocol.metrics, *added),
+    )

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ class Table:
             for k, (row, metric) in enumerate(pairs)
         )
 
-    def to_frame(self) -> pandas.DataFrame:
+    def to_pandas(self) -> pandas.DataFrame:
         """Return one line per row and metric, everything in it."""
         import pandas
 
@@ -189,8 +190,8 @@ class Table:
         np.savez_compressed(path, allow_pickle=False, **arrays)
 
     def to_csv(self, path: Path) -> None:
-        """Write `to_frame` as CSV."""
-        self.to_frame().to_csv(path, index=False)
+        """Write `to_pandas` as CSV."""
+        self.to_pandas().to_csv(path, index=False)
 
     def to_text(self) -> str:
         """Return the table for a console, at most 100 columns wide for eight metrics."""
@@ -223,6 +224,30 @@ class Table:
             *[f"{m.group} {m.label}: {m.description}" for m in metrics if m.layer],
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook: each cell the mean, its interval beneath."""
+        metrics = self.protocol.metrics
+        heads = "".join(
+            f'<th title="{escape(m.description, quote=True)}">{escape(m.group)}<br>'
+            f"{escape(m.label)} {'↑' if m.higher_is_better else '↓'}</th>"
+            for m in metrics
+        )
+        chance = "".join(f"<td>{_chance(metric)}</td>" for metric in metrics)
+        lines = [
+            f'<tr><th title="{escape(self.about.get(row, ""), quote=True)}">{escape(row)}</th>'
+            + "".join(_html(self.score(row=row, metric=m.name), metric=m) for m in metrics)
+            + "</tr>"
+            for row in self.rows
+        ]
+        caption = (
+            f"{self.protocol.name}: {len(self.image_ids)} images; mean, and below it the 95 % "
+            f"interval over images ({self.bootstrap:,} resamples)"
+        )
+        return (
+            f"<table><caption>{escape(caption)}</caption><thead><tr><th></th>{heads}</tr></thead>"
+            f"<tbody><tr><th>chance</th>{chance}</tr>{''.join(lines)}</tbody></table>"
+        )
 
     def to_latex(self) -> str:
         r"""Return a ``tabular`` that needs only ``booktabs``."""
@@ -327,6 +352,15 @@ def _cell(score: Score, *, metric: Metric) -> str:
         return "–"  # noqa: RUF001
     half = (score.high - score.low) / 2.0
     return f"{_number(score.value, metric=metric)}±{_number(half, metric=metric)}"
+
+
+def _html(score: Score, *, metric: Metric) -> str:
+    if not math.isfinite(score.value):
+        return "<td>–</td>"  # noqa: RUF001
+    value, low, high = (
+        _number(number, metric=metric) for number in (score.value, score.low, score.high)
+    )
+    return f"<td>{value}<br><small>{low} to {high}</small></td>"
 
 
 def _p(p: float) -> str:

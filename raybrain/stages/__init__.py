@@ -25,6 +25,10 @@ class Made:
 
 Work = Callable[["Experiment", "Output", "Run"], Made]
 
+OPTIONS = {"evaluate": ("images",), "export": ("form",)}
+"""Words of a stage that are no settings: they change nothing that is made from the experiment."""
+BROWSING = ("open", "upgrade")
+"""Are about what was recorded, and need no data."""
 STAGE_COLUMN = 13
 
 

@@ -29,10 +29,16 @@ Pending = Mapping[str, Sequence["Output"]]
 """Stage -> its outputs that are not sealed yet."""
 
 
-def check(experiment: Experiment, *, stage: str) -> None:
-    """Raise the first of `faults` that a command would meet; the plan lists them itself."""
+def check(experiment: Experiment, *, stage: str, pictures: bool = False) -> None:
+    """Raise the first of `faults` that a command would meet; the plan lists them itself.
+
+    With ``pictures`` it is about pictures that were drawn elsewhere, with whatever generator.
+    """
     outputs.dataset_entry(experiment)
-    if stage != "plan":
+    if pictures:
+        _workspace(experiment)
+        _weights(experiment, {"evaluate": (outputs.subject_store(experiment),)})
+    elif stage != "plan":
         for fault in faults(experiment, stage=stage):
             raise fault
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raybrain import outputs, places, seal
-from raybrain.config import Experiment, InputError, load
+from raybrain.config import Experiment, InputError
 from raybrain.evaluation import (
     Table,
     compare_tables,
@@ -57,7 +57,7 @@ def compare(words: Sequence[str]) -> str:
 def report_of(word: str) -> str:
     """Return the folder of the report that a run's folder or an experiment file stands for."""
     if word.endswith((".yaml", ".yml")):
-        word = outputs.report(load(word, schema=Experiment)).folder
+        word = outputs.report(Experiment.load(word)).folder
     folder = word.rstrip("/") if places.is_remote(word) else str(Path(word).absolute())
     return folder if folder.endswith(f"/{REPORT}") else f"{folder}/{REPORT}"
 

@@ -70,19 +70,48 @@ class Targets:
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
     """Draw the units that are missing from the reconstructions."""
+    return _draw(
+        experiment,
+        output,
+        run,
+        rows=drawn_rows(experiment),
+        image_ids=store.row_ids(outputs.predictions(experiment).folder),
+        lineage={
+            "decoders": {
+                target: outputs.decoder(experiment, target).seal.digest
+                for target, _ in outputs.targets(experiment)
+            }
+        },
+    )
+
+
+def ceiling_work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Draw the ceiling alone, for which nothing has to be decoded."""
+    opened = store.open_store(outputs.subject_store(experiment).folder, splits="test")
+    run.set_tags({"opened_test_trials": "reconstruct"})
+    return _draw(experiment, output, run, rows=(CEILING,), image_ids=opened.shown, lineage={})
+
+
+def _draw(
+    experiment: Experiment,
+    output: Output,
+    run: Run,
+    *,
+    rows: tuple[str, ...],
+    image_ids: list[str],
+    lineage: dict[str, object],
+) -> Made:
     settings = experiment.reconstruct
-    image_ids = store.row_ids(outputs.predictions(experiment).folder)
     pixels = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=settings
     )
-    rows = drawn_rows(experiment)
     store.create_rows(
         output.folder,
         {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8") for row in rows},
         image_ids=image_ids,
         rows_per_block=settings.images_per_unit,
         rows_per_chunk=1,
-        attributes=_lineage(experiment),
+        attributes={**lineage, **_lineage(experiment)},
     )
     units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
     total = len(image_ids) * sum(samples_of(settings, row=row) for row in rows)
@@ -105,8 +134,10 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         rate = done / (time.monotonic() - started)
         run.log_metrics({"images": total - left + done, "images_per_second": rate}, step=step)
     names = " and ".join(rows) if len(rows) < 3 else f"{', '.join(rows[:-1])} and {rows[-1]}"
+    samples = max(samples_of(settings, row=row) for row in rows)
     return Made(
-        f"{len(image_ids):,} images, {settings.samples} samples each, of {names}: {total:,} in all"
+        f"{len(image_ids):,} images, {samples} sample{'s' if samples > 1 else ''} each, of "
+        f"{names}: {total:,} in all"
     )
 
 
@@ -231,10 +262,6 @@ def _lineage(experiment: Experiment) -> dict[str, object]:
     """Return where every image of this store comes from."""
     return {
         "store": outputs.subject_store(experiment).seal.digest,
-        "decoders": {
-            target: outputs.decoder(experiment, target).seal.digest
-            for target, _ in outputs.targets(experiment)
-        },
         "generator": outputs.features(experiment).seal.inputs["the generator"],
         "seed": experiment.seed,
         **experiment.reconstruct.model_dump(mode="json"),

@@ -1,23 +1,25 @@
-"""``export``: every reconstruction as a PNG file of its own."""
+"""``export``: reconstructions as PNG files, a file each, or all in tensors for other scripts."""
 
 from __future__ import annotations
 
 import functools
-import re
 from typing import TYPE_CHECKING
 
 import fsspec
 from PIL import Image
 
-from raybrain import cluster, outputs, store
+from raybrain import cluster, outputs, places, store
+from raybrain.datasets.drawn import file_name
 from raybrain.stages import Made
-from raybrain.stages.drawing import drawn_rows
+from raybrain.stages.drawing import drawn_rows, samples_of
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
     from raybrain.outputs import Output
     from raybrain.store import Block
     from raybrain.tracking import Run
+
+IDS = "image_ids.txt"
 
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
@@ -50,10 +52,39 @@ def _write(block: Block, *, drawn: str, row: str, folder: str) -> int:
     return pictures.shape[0] * pictures.shape[1]
 
 
-def file_name(image_id: str) -> str:
-    """Return an image_id as the name of a file, in no other folder, and another one for each.
+def tensors_work(experiment: Experiment, output: Output, run: Run) -> Made:
+    """Write ``<row>_<sample>.pt`` and ``image_ids.txt``, as scripts that score others' sets read.
 
-    An id of one's own data may be a path; what is no letter of a file name becomes ``%`` and its
-    code, as in addresses.
+    Each file is one tensor (image, rgb, y, x), float32 in 0..1, images in ascending order of their
+    ids: for NSD those of its shared images by nsdId.
     """
-    return re.sub(r'^\.|[%/\\:*?"<>|\x00-\x1f\x7f]', lambda one: f"%{ord(one[0]):02X}", image_id)
+    drawn = outputs.reconstructions(experiment).folder
+    image_ids = sorted(store.row_ids(drawn), key=_by_number)
+    files = [
+        (row, sample)
+        for row in drawn_rows(experiment)
+        for sample in range(samples_of(experiment.reconstruct, row=row))
+    ]
+    cluster.map_tasks(
+        functools.partial(_write_tensor, drawn=drawn, image_ids=image_ids, folder=output.folder),
+        files,
+        workers=experiment.resources.tasks,
+        description="export tensors",
+        unit="tensors",
+    )
+    places.write_text(f"{output.folder}/{IDS}", "".join(f"{one}\n" for one in image_ids))
+    return Made(f"{len(files)} tensors of {len(image_ids):,} images")
+
+
+def _by_number(image_id: str) -> tuple[int, str]:
+    return (int(image_id) if image_id.isascii() and image_id.isdigit() else 0, image_id)
+
+
+def _write_tensor(which: tuple[str, int], *, drawn: str, image_ids: list[str], folder: str) -> None:
+    import torch
+
+    row, sample = which
+    pixels = store.read_rows(drawn, row, image_ids=image_ids)[:, sample]
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+    with places.writing(folder) as place:
+        torch.save(tensor, place / f"{row}_{sample}.pt")

@@ -494,16 +494,11 @@ def _network_loop(settings: dict[str, Any]) -> dict[str, np.ndarray]:
     network = task.build(seed=settings["seed"]).to(cluster.device())
     with cluster.latest_checkpoint() as folder:
         state = torch.load(folder / "state.pt", weights_only=True) if folder else None
-    epochs = training.fit(
+    epochs = training.fit_task(
         network,
-        train=training.feed_of(
-            task.betas, targets=task.targets, count=task.count, memory=chosen.memory
-        ),
-        validation=training.resident(task.validation_betas, targets=task.validation_targets),
+        task=task,
         settings=chosen,
         seed=settings["seed"],
-        cosine=task.section.cosine,
-        contrast=training.contrast_of(task.section),
         state=state,
         rank=cluster.rank(),
         world_size=cluster.world_size(),

@@ -44,7 +44,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             f"{subject.folder} has no test trials; check 'split' in the catalog entry "
             f"{experiment.dataset} and that the sessions with test images are on disk"
         )
-    image_ids = opened.images.index[np.unique(image_rows(opened))].tolist()
+    image_ids = opened.shown
     decodings = [
         _Decoding(
             target=target,
@@ -57,9 +57,9 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     ]
     of_images = {name: one.shape for one in decodings for name in one.names}
     of_trials = {one.target: one.shape for one in decodings}
-    for folder, ids, shapes in (
-        (output.folder, image_ids, of_images),
-        (f"{output.folder}/{TRIALS}", trials["image_id"].tolist(), of_trials),
+    for folder, ids, shapes, dimension in (
+        (output.folder, image_ids, of_images, "image"),
+        (f"{output.folder}/{TRIALS}", trials["image_id"].tolist(), of_trials, "trial"),
     ):
         store.create_rows(
             folder,
@@ -67,6 +67,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
             image_ids=ids,
             rows_per_block=store.IMAGES_PER_CHUNK,
             attributes={"store": subject.seal.digest},
+            dimension=dimension,
         )
     cluster.map_tasks(
         functools.partial(_decode, opened=opened, folder=output.folder),

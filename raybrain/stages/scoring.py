@@ -17,9 +17,7 @@ from raybrain.evaluation import (
     CEILING,
     E_ONLY,
     EMBEDDING_RERANKED,
-    MEAN_IMAGE,
     NEAREST_TRAINING,
-    RANDOM_TRAINING,
     RERANKED,
     SYSTEM,
     Z_ONLY,
@@ -48,6 +46,7 @@ if TYPE_CHECKING:
 
 TABLE = "scores.txt"
 SCORES = "scores.npz"
+DECODERS = "decoders.json"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
 STRATUM = 20
@@ -92,26 +91,10 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     if experiment.evaluate.rerank:
         for name, chosen in reranking.chosen_samples(experiment, test=opened).items():
             rows[RERANKED_BY[name]] = rows[SYSTEM][np.arange(len(chosen)), chosen][:, None]
-    protocol = evaluation.protocol_named(experiment.evaluate.protocol)
-    location = experiment.evaluate.weights
-    table = evaluation.score_rows(
-        seen,
-        rows,
-        protocol=protocol,
-        image_ids=image_ids,
-        bootstrap_resamples=experiment.evaluate.bootstrap,
-        seed=experiment.seed,
-        weights=evaluation.weights_folder(location),
-        mapper=partial(
-            cluster.map_tasks,
-            workers=experiment.resources.tasks,
-            description="evaluate",
-            unit="batches",
-        ),
-    )
+    table = tabled(experiment, seen=seen, rows=rows, image_ids=image_ids)
     latents, categories = decoded.latents, decoded.categories
     text = f"{table.to_text()}\n\n{decoded_text(latents, retrieved=decoded.retrieved)}\n"
-    likeness = _likeness(experiment, image_ids=image_ids, training_ids=training_ids)
+    likeness = likeness_of(experiment, image_ids=image_ids, training_ids=training_ids)
     pixels = evaluation.likeness_to_training(
         evaluation.thumbnails(seen), training=evaluation.thumbnails(training)
     )
@@ -120,17 +103,13 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         text += "\nimages are category prototypes: these scores measure category decoding\n"
     for target, score in categories.items():
         text += f"{target}: {score}\n"
-    (folder / TABLE).write_text(text)
-    table.save(folder / SCORES)
-    table.to_csv(folder / "scores.csv")
-    (folder / "scores.tex").write_text(table.to_latex())
-    (folder / "decoders.json").write_text(
+    write_table(table, text=text, folder=folder)
+    (folder / DECODERS).write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
-    report.score_figure(table, folder=folder)
     figures = _maps(opened, folder=folder)
     figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)
-    captions = [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
+    captions = captions_of(opened, image_ids=image_ids)
     report.write_gallery(
         folder / GALLERY,
         title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
@@ -140,26 +119,67 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
         captions=captions,
         groups=opened.images.loc[image_ids, "group"].tolist(),
         published=evaluation.published_for(
-            dataset=experiment.dataset, protocol=protocol.name, images=len(image_ids)
+            dataset=experiment.dataset, protocol=table.protocol.name, images=len(image_ids)
         ),
-        strata=_strata(
-            experiment, opened=opened, table=table, training_ids=training_ids, likeness=likeness
+        strata=strata_of(
+            experiment,
+            opened=opened,
+            table=table,
+            training_ids=training_ids,
+            likeness=likeness,
         ),
         latents={name: scores.summary() for name, scores in latents.items()},
         curves=_curves(experiment),
         figures=figures,
         provenance=_provenance(experiment),
     )
-    _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
-    _log(
+    write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
+    log(
         experiment,
         run,
         table=table,
         decoded=decoded,
-        pictures=_side_by_side(experiment, image_ids=image_ids, seen=seen, rows=rows),
+        pictures=side_by_side(experiment, image_ids=image_ids, seen=seen, rows=rows),
         folder=folder,
     )
-    return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {protocol.name}")
+    return Made(f"{len(rows) + 1} rows x {len(image_ids)} images under {table.protocol.name}")
+
+
+def tabled(
+    experiment: Experiment, *, seen: np.ndarray, rows: dict[str, np.ndarray], image_ids: list[str]
+) -> Table:
+    """Return the scores of every row, measured by tasks."""
+    return evaluation.evaluate(
+        seen,
+        rows,
+        evaluation.with_metrics(
+            evaluation.protocol_named(experiment.evaluate.protocol), experiment.evaluate.metrics
+        ),
+        image_ids=image_ids,
+        bootstrap=experiment.evaluate.bootstrap,
+        seed=experiment.seed,
+        weights=experiment.evaluate.weights,
+        mapper=partial(
+            cluster.map_tasks,
+            workers=experiment.resources.tasks,
+            description="evaluate",
+            unit="batches",
+        ),
+    )
+
+
+def write_table(table: Table, *, text: str, folder: Path) -> None:
+    """Write a table in every form it is read in: for people, programs and papers."""
+    (folder / TABLE).write_text(text)
+    table.save(folder / SCORES)
+    table.to_csv(folder / "scores.csv")
+    (folder / "scores.tex").write_text(table.to_latex())
+    report.score_figure(table, folder=folder)
+
+
+def captions_of(opened: SubjectStore, *, image_ids: list[str]) -> list[str]:
+    """Return the first caption of every image, empty where it has none."""
+    return [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
 
 
 @dataclass(frozen=True)
@@ -261,7 +281,7 @@ def _curves(experiment: Experiment) -> dict[str, dict[str, list[tuple[float, flo
     return found
 
 
-def _likeness(
+def likeness_of(
     experiment: Experiment, *, image_ids: list[str], training_ids: list[str]
 ) -> dict[str, np.ndarray]:
     """Return target -> r (image,) with the nearest training image, for the first target."""
@@ -275,7 +295,7 @@ def _likeness(
     }
 
 
-def _strata(
+def strata_of(
     experiment: Experiment,
     *,
     opened: SubjectStore,
@@ -286,7 +306,7 @@ def _strata(
     """Return scores by how far the image seen is from what was shown in training.
 
     By concept, where some test images share theirs with training images and others do not; and by
-    likeness to the nearest training image.
+    likeness to the nearest training image, where targets tell it.
     """
     metric = table.protocol.ranking[0]
     scores = partial(
@@ -327,13 +347,8 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """Return (image, sample, y, x, rgb) of every row of the table."""
     drawn = outputs.reconstructions(experiment).folder
-    count = len(image_ids)
-    at_random = evaluation.random_training(
-        training=len(training_ids), images=count, samples=5, seed=experiment.seed
-    )
     rows = {
-        MEAN_IMAGE: evaluation.mean_image(training, images=count),
-        RANDOM_TRAINING: training[at_random],
+        **evaluation.floor_rows(training, images=len(image_ids), seed=experiment.seed),
         NEAREST_TRAINING: training[nearest][:, None],
     }
     for name in drawing.drawn_rows(experiment):
@@ -341,33 +356,34 @@ def _rows(
     return rows
 
 
-def _log(
+def log(
     experiment: Experiment,
     run: Run,
     *,
     table: Table,
-    decoded: _Decoded,
     pictures: dict[str, np.ndarray],
     folder: Path,
+    decoded: _Decoded | None = None,
 ) -> None:
-    latents = decoded.latents
+    """Record the scores, and of the report what may leave this machine.
+
+    With ``decoded`` they are the experiment's own, which its run and the cards of its decoders tell
+    as well; without, they are of pictures that others drew.
+    """
+    latents = {} if decoded is None else decoded.latents
     headline = logging.headline(table, latents=latents)
-    (folder / describing.HEADLINE).write_text(json.dumps(headline, indent=2) + "\n")
-    summary = logging.headline_metrics(headline)
-    run.log_metrics(
-        logging.at_most(
-            {
-                **summary,
-                **logging.target_metrics(latents, retrieved=decoded.retrieved),
-                **logging.category_metrics(decoded.categories),
-                **logging.row_metrics(table, row=SYSTEM),
-            }
+    metrics = logging.headline_metrics(headline)
+    summary = dict(metrics)
+    if decoded is not None:
+        (folder / describing.HEADLINE).write_text(json.dumps(headline, indent=2) + "\n")
+        metrics |= logging.target_metrics(latents, retrieved=decoded.retrieved)
+        metrics |= logging.category_metrics(decoded.categories)
+        run.log_table(
+            logging.decoded_columns(latents, retrieved=decoded.retrieved), "decoded_targets.json"
         )
-    )
+    metrics |= logging.row_metrics(table, row=SYSTEM)
+    run.log_metrics(logging.at_most(metrics))
     run.log_table(logging.score_columns(table), "scores.json")
-    run.log_table(
-        logging.decoded_columns(latents, retrieved=decoded.retrieved), "decoded_targets.json"
-    )
     # Artifacts leave this machine; stimuli may do so only under a licence or to a private server.
     shown = describing.may_show(experiment)
     strips = [RETRIEVED] if (folder / RETRIEVED).exists() else []
@@ -375,24 +391,26 @@ def _log(
     figures = sorted(f.name for f in folder.iterdir() if f.suffix in (".png", ".pdf"))
     for name in (GRID, *strips):
         figures.remove(name)
-    for name in (TABLE, SCORES, "scores.csv", "scores.tex", "decoders.json", *figures, *pages):
+    decoders = [DECODERS] if latents else []
+    for name in (TABLE, SCORES, "scores.csv", "scores.tex", *decoders, *figures, *pages):
         run.log_artifact(folder / name)
-    runs = [run] if run.parent is None else [run, run.parent]
-    if run.parent is not None:
-        run.parent.log_metrics(summary)
-        run.parent.log_table(logging.score_columns(table), "scores.json")
+    parent = None if decoded is None else run.parent
+    if parent is not None:
+        parent.log_metrics(summary)
+        parent.log_table(logging.score_columns(table), "scores.json")
         for name in (TABLE, *([GALLERY, GRID] if shown else [])):
-            run.parent.log_artifact(folder / name)
-    for one in runs if shown else []:
+            parent.log_artifact(folder / name)
+    for one in [run, *([parent] if parent is not None else [])] if shown else []:
         for name, picture in pictures.items():
             one.log_image(picture, name)
     if not shown:
         licence = outputs.dataset_entry(experiment).licence
         run.set_tags({"pictures_withheld": f"{licence.name}; tracking.private=true logs them"})
-    logging.complete_cards(experiment, run, latents=latents)
+    if decoded is not None:
+        logging.complete_cards(experiment, run, latents=latents)
 
 
-def _side_by_side(
+def side_by_side(
     experiment: Experiment,
     *,
     image_ids: list[str],
@@ -415,7 +433,7 @@ def _side_by_side(
     return found
 
 
-def _write_grid(
+def write_grid(
     path: Path,
     *,
     seen: np.ndarray,
@@ -437,26 +455,36 @@ def _write_grid(
 
 def _provenance(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Return what the gallery says of its making, by heading."""
-    entry = outputs.dataset_entry(experiment)
     decoders = {
         target: f"{decode.decoder.kind} from {', '.join(decode.rois)}; "
         f"seal {outputs.decoder(experiment, target).seal.digest}"
         for target, decode in outputs.targets(experiment)
     }
+    return {
+        "dataset": dataset_provenance(experiment),
+        "decoders": decoders,
+        "generator": generator_provenance(experiment),
+    }
+
+
+def dataset_provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what was seen by whom, under which terms."""
+    entry = outputs.dataset_entry(experiment)
+    return {
+        "title": entry.title,
+        "subject": experiment.subject,
+        "licence": f"{entry.licence.name}, {entry.licence.url}",
+        "cite": entry.cite,
+        "store": outputs.subject_store(experiment).seal.digest,
+    }
+
+
+def generator_provenance(experiment: Experiment) -> dict[str, str]:
+    """Return what drew, and how."""
     settings = experiment.reconstruct.model_dump(mode="json")
     return {
-        "dataset": {
-            "title": entry.title,
-            "subject": experiment.subject,
-            "licence": f"{entry.licence.name}, {entry.licence.url}",
-            "cite": entry.cite,
-            "store": outputs.subject_store(experiment).seal.digest,
-        },
-        "decoders": decoders,
-        "generator": {
-            "checkpoint": experiment.generator.checkpoint,
-            "digest": outputs.features(experiment).seal.inputs["the generator"],
-            "seed": str(experiment.seed),
-            **{name: str(value) for name, value in settings.items()},
-        },
+        "checkpoint": experiment.generator.checkpoint,
+        "digest": outputs.features(experiment).seal.inputs["the generator"],
+        "seed": str(experiment.seed),
+        **{name: str(value) for name, value in settings.items()},
     }

@@ -12,6 +12,7 @@ from raybrain.training.feeds import (
 )
 from raybrain.training.loop import Epoch, State, fit
 from raybrain.training.losses import Contrast, contrast_of
+from raybrain.training.tasks import fit_task
 
 __all__ = [
     "Batch",
@@ -25,6 +26,7 @@ __all__ = [
     "contrast_of",
     "feed_of",
     "fit",
+    "fit_task",
     "resident",
     "streamed",
 ]

@@ -149,7 +149,7 @@ def test_the_relation_is_significant_and_the_constant_is_not(table):
 
 
 def test_scores_carry_n_chance_interval_and_protocol(table):
-    frame = table.to_frame()
+    frame = table.to_pandas()
     assert (frame.n == IMAGES).all()
     assert (frame.protocol == "lite0-v1").all()
     cell = frame[(frame.row == SYSTEM) & (frame.metric == "two_way")].iloc[0]

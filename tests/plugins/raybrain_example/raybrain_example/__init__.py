@@ -1,0 +1,1 @@
+"""What another package adds to raybrain: a decoder, a reader and a metric, a module each."""
