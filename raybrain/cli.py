@@ -24,6 +24,7 @@ STAGES = {
     "ablate": "run it again without each ROI and with each ROI alone, and compare",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
+SWEEP = "sweep"
 COMPARE = "compare"
 INIT = "init"
 DEMO = Path(__file__).parent / "assets" / "experiments" / "demo.yaml"
@@ -46,9 +47,12 @@ def usage() -> str:
         "raybrain reconstructs the images a person saw from their fMRI.\n\n"
         "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
         "  raybrain demo [address=value ...]\n"
+        "  raybrain sweep SWEEP.yaml [address=value ...]\n"
         "  raybrain compare RUN RUN ... [out=FOLDER]\n"
         "  raybrain init FOLDER\n\n"
         f"Stages:\n{stages}\n\n"
+        "sweep runs experiments that differ along axes, makes what they share once and sets them\n"
+        "side by side; plan tells how far one is. Examples: jobs/sweeps/.\n"
         "compare tells what each later run gains on the first, image by image, with intervals;\n"
         "a run is a folder such as workspace/runs/demo, or its experiment file.\n"
         "init writes an experiment and a catalog entry of one's own to start from.\n\n"
@@ -131,8 +135,8 @@ def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError, load
 
     stage, *rest = words
-    if stage not in (*STAGES, COMPARE, INIT):
-        known = ", ".join((*STAGES, COMPARE, INIT))
+    if stage not in (*STAGES, SWEEP, COMPARE, INIT):
+        known = ", ".join((*STAGES, SWEEP, COMPARE, INIT))
         raise InputError(f"'{stage}' is not a stage; choose from {known}")
     if any(word in ("-h", "--help") for word in rest):
         print(usage())
@@ -155,8 +159,14 @@ def _run(words: list[str]) -> int:
         raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
     else:
         path, *assignments = rest
-    from raybrain import catalog
+    from raybrain import catalog, sweeps
 
+    if stage == SWEEP or (stage == "plan" and sweeps.is_sweep(path)):
+        from raybrain import pipeline
+
+        runs = sweeps.load_sweep(path, tuple(assignments))
+        (pipeline.sweep if stage == SWEEP else pipeline.plan_sweep)(runs)
+        return 0
     experiment = load(path, tuple(assignments), schema=Experiment)
     # Ray moves the working directory of its workers, so every path is made absolute here, once.
     absolute = {"dataset": catalog.locate(experiment.dataset, beside=Path(path).parent)}

@@ -42,10 +42,13 @@ def check_space(experiment: Experiment) -> None:
             with_settings(experiment, {**_required(address, tuning.space), address: value})
 
 
-def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def with_settings(
+    experiment: Experiment, settings: Mapping[str, Any], *, source: str = "tuning.space"
+) -> Experiment:
     """Return the experiment with other values at some addresses.
 
     Where a ``kind`` changes, the settings beside it belong to the old kind and are left out.
+    ``source`` says where the settings were written.
 
     Raises
     ------
@@ -62,11 +65,11 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experi
                 node[parent] = {}
             node = node[parent]
             if not isinstance(node, dict):
-                raise InputError(f"tuning.space: '{address}' is not a setting; '{parent}' is one")
+                raise InputError(f"{source}: '{address}' is not a setting; '{parent}' is one")
         if leaf == "kind" and node.get("kind") != settings[address]:
             node.clear()
         node[leaf] = settings[address]
-    return validate(tree, schema=Experiment, source="tuning.space")
+    return validate(tree, schema=Experiment, source=source)
 
 
 def default_settings(experiment: Experiment) -> dict[str, Any]:

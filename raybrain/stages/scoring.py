@@ -48,6 +48,9 @@ TABLE = "scores.txt"
 GALLERY = "gallery.html"
 GRID = "grid.png"
 SCORES = "scores.npz"
+ERRORS = "decoded.npz"
+"""Squared errors of every image's decoded targets."""
+DECODED = "decoders.json"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
 STRATUM = 20
@@ -119,9 +122,15 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     table.save(folder / SCORES)
     table.to_csv(folder / "scores.csv")
     (folder / "scores.tex").write_text(table.to_latex())
-    (folder / "decoders.json").write_text(
+    (folder / DECODED).write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
+    errors: dict[str, Any] = {
+        f"{target}/{name}": values
+        for target, scores in latents.items()
+        for name, values in scores.errors.items()
+    }
+    np.savez(folder / ERRORS, **errors)
     report.score_figure(table, folder=folder)
     figures = _maps(opened, folder=folder)
     figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)

@@ -10,11 +10,14 @@ from raybrain.tracking.address import ui_command, uri_of
 from raybrain.tracking.models import register_decoder
 from raybrain.tracking.runs import Run, Tracker, open_tracker
 from raybrain.tracking.studies import StudyLog
+from raybrain.tracking.sweeps import SweepChild, log_sweep
 
 __all__ = [
     "Run",
     "StudyLog",
+    "SweepChild",
     "Tracker",
+    "log_sweep",
     "open_tracker",
     "register_decoder",
     "ui_command",
