@@ -149,7 +149,10 @@ def decoder(experiment: Experiment, target: str) -> Output:
     settings = {**_under(experiment, f"decode.{target}"), "seed": experiment.seed}
     if target == "prompt_embeds":
         settings["features.tokens"] = experiment.features.tokens
-    if decode.training is None and not isinstance(decode.decoder, CLOSED_FORM):
+    if isinstance(decode.decoder, CLOSED_FORM):
+        own = f"decode.{target}.training."
+        settings = {name: value for name, value in settings.items() if not name.startswith(own)}
+    elif decode.training is None:
         settings |= _under(experiment, "training")
     inputs = {
         "the store": subject_store(experiment).seal.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shlex
@@ -56,8 +57,11 @@ def with_settings(
         If an address does not exist or a value does not fit.
     """
     tree = experiment.model_dump()
-    kinds_first = sorted(settings, key=lambda address: not address.endswith(".kind"))
-    for address in kinds_first:
+
+    def whole_first(address: str) -> tuple[int, bool]:
+        return address.count("."), not address.endswith(".kind")
+
+    for address in sorted(settings, key=whole_first):
         *parents, leaf = address.split(".")
         node = tree
         for parent in parents:
@@ -68,7 +72,7 @@ def with_settings(
                 raise InputError(f"{source}: '{address}' is not a setting; '{parent}' is one")
         if leaf == "kind" and node.get("kind") != settings[address]:
             node.clear()
-        node[leaf] = settings[address]
+        node[leaf] = copy.deepcopy(settings[address])  # a deeper address may change what is in it
     return validate(tree, schema=Experiment, source=source)
 
 
