@@ -156,12 +156,23 @@ def _run(words: list[str]) -> int:
     if stage == "demo":
         path, assignments = str(DEMO), rest
     elif not rest or "=" in rest[0]:
-        raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
+        kind, example = ("a sweep's", "sweeps/paper_small") if stage == SWEEP else (
+            "an experiment", "experiments/demo"
+        )  # fmt: skip
+        raise InputError(f"name {kind} file: raybrain {stage} jobs/{example}.yaml")
     else:
         path, *assignments = rest
     from raybrain import catalog, sweeps
 
-    if stage == SWEEP or (stage == "plan" and sweeps.is_sweep(path)):
+    several = sweeps.is_sweep(path)
+    if several and stage not in (SWEEP, "plan"):
+        raise InputError(f"{path} describes a sweep; type: raybrain sweep {path}")
+    if stage == SWEEP and not several and Path(path).is_file():
+        raise InputError(
+            f"{path} describes one experiment; type: raybrain run {path}, or write a file with "
+            f"'experiment' and 'axes', such as jobs/sweeps/paper_small.yaml"
+        )
+    if stage == SWEEP or several:
         from raybrain import pipeline
 
         runs = sweeps.load_sweep(path, tuple(assignments))

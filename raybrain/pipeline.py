@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +21,8 @@ from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, checking, said_of, say
 from raybrain.stages.needs import held, needs_ahead, needs_of
+
+_naming = threading.Lock()
 
 if TYPE_CHECKING:
     from raybrain.stages.standing import Standing
@@ -246,8 +250,6 @@ def _make_units(
 
 def _work(stage: str) -> Work:
     """Return what does the work of a stage."""
-    import importlib
-
     work: Work = importlib.import_module(f"raybrain.stages.{stage}").work
     return work
 
@@ -282,8 +284,9 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
         if before.state == "unfinished":
             say(output.stage, f"resumes {output.folder}")
         seal.begin(output.folder, wanted=output.seal, on_change=change)
-        tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
-        parent = tracker.experiment_run(experiment)
+        with _naming:  # outputs of one experiment may be made in several threads
+            tracker = tracking.open_tracker(experiment.tracking, workspace=experiment.workspace)
+            parent = tracker.experiment_run(experiment)
         with tracker.stage(parent, output.stage, settings=flatten(experiment)) as stage_run:
             made = work(experiment, output, stage_run)
             seconds = time.monotonic() - started

@@ -1,5 +1,7 @@
 """A sweep's file: the runs it stands for, and what is refused before anything starts."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -154,6 +156,69 @@ def test_a_fault_of_an_axis_is_one_sentence_and_nothing_is_started(
     assert sentence in error
     assert error.count("\n") == 1
     assert not (tmp_path / "workspace").exists()
+
+
+def test_a_sweep_and_an_experiment_are_not_taken_for_each_other(write, tmp_path, capsys):
+    file = write(axes={"seed": [1, 2]})
+    assert cli.main(["run", file]) == 2
+    assert f"describes a sweep; type: raybrain sweep {file}" in capsys.readouterr().err
+    assert cli.main(["sweep", str(tmp_path / "base.yaml")]) == 2
+    assert "describes one experiment; type: raybrain run" in capsys.readouterr().err
+    assert cli.main(["sweep", str(tmp_path / "absent.yaml")]) == 2
+    assert "there is no experiment file at" in capsys.readouterr().err
+    assert cli.main(["sweep"]) == 2
+    assert "name a sweep's file" in capsys.readouterr().err
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_sweeps_that_are_shipped_are_sound(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYBRAIN_WORKSPACE", str(tmp_path))
+    runs = sweeps.load_sweep(str(file))
+    for run in runs.runs:
+        outputs.dataset_entry(run.experiment)
+    assert all(runs.sweep.compare.baseline.get(axis, "") in ("", *labels)
+               for axis, labels in runs.axes.items())  # fmt: skip
+    assert runs.of_subjects
+
+
+def test_the_papers_sweep_has_its_four_decoders_and_learning_rates(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYBRAIN_WORKSPACE", str(tmp_path))
+    found = {}
+    for run in sweeps.load_sweep(str(SHIPPED[0].parent / "paper.yaml")).runs:
+        decode = run.experiment.decode
+        for target in (decode.latents, decode.prompt_embeds):
+            if target is not None and target.training is not None:
+                kind = (run.experiment.dataset, target.decoder.kind)
+                found[kind] = (target.training.lr, target.training.batch_size)
+    assert found == {
+        ("nsd", "cnn_text"): (1e-4, 16), ("things", "cnn_text"): (1e-3, 16),
+        ("nsd", "cnn_image"): (5e-4, 256), ("things", "cnn_image"): (5e-4, 256),
+        ("nsd", "vae"): (5e-4, 256), ("things", "vae"): (5e-4, 256),
+        ("nsd", "gcn"): (1e-3, 64), ("things", "gcn"): (1.5e-3, 64),
+        ("nsd", "ridge"): found["nsd", "ridge"], ("things", "ridge"): found["things", "ridge"],
+    }  # fmt: skip
+
+
+def test_what_is_not_given_is_no_part_of_a_seal_and_what_a_decoder_does_not_use_neither(write):
+    file = write(axes={"seed": [1]})
+
+    def sealed(*assignments):
+        experiment = sweeps.load_sweep(file, assignments).runs[0].experiment
+        return outputs.decoder(experiment, "latents").seal
+
+    plain = sealed()
+    assert not [name for name in plain.settings if name.endswith(("training", "sessions"))]
+    few, own = "decode.latents.sessions=2", "decode.latents.training={lr: 0.5}"
+    assert sealed(few).settings["decode.latents.sessions"] == 2
+    assert sealed(own).digest == plain.digest  # ridge is not fitted by gradient descent
+    network = "decode.latents.decoder={kind: residual_mlp}"
+    assert sealed(network).settings["training.lr"] == 3e-4
+    settings = sealed(network, own, "training.lr=7").settings
+    assert settings["decode.latents.training.lr"] == 0.5
+    assert "training.lr" not in settings
 
 
 def test_a_sweep_is_planned_without_writing_anything(write, tmp_path, capsys):

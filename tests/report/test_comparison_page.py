@@ -60,7 +60,7 @@ def page(tmp_path_factory):
         scores=scores,
         gains=gains,
         grids=[
-            {"title": "Floors", "heads": ["row", "x"], "named": 1, "rows": [[EVIL, "1"]], "notes": ""}
+            {"title": "Floors", "heads": ["row"], "named": 1, "rows": [[EVIL]], "notes": "of all"},
         ],
         correction="Holm's step-down method (Holm 1979)",
         curves={"two_way by sessions": {"alone": [(1, 0.5), (2, 0.6)], "shared": [(1, 0.7)]}},

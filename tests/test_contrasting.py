@@ -1,0 +1,158 @@
+"""What is told of decoders and of the paper's claims, from runs whose answers are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from raybrain.config import Experiment, InputError
+from raybrain.evaluation import SYSTEM, Scored, across_runs
+from raybrain.stages import claims, contrasting
+from raybrain.stages.contrasting import Finished
+from raybrain.stages.decoded import decoded_grid, decoded_lines
+from raybrain.sweeps import SweepRun
+from tests.evaluation.made import made_table
+from tests.small_run import SIMULATED
+
+IMAGES = 40
+
+
+def finished(kind, subject, *, gain, than_mean=0.2, text="cnn_text", noise=0.01):
+    """Return a run whose decoders err so much less than ridge, on every image about equally."""
+    rng = np.random.default_rng([len(kind), int(subject[-1])])
+    ridge = 0.5 + 0.1 * rng.random(IMAGES)
+    targets = {"latents": kind, "prompt_embeds": text}
+    experiment = Experiment.model_validate(
+        {
+            **SIMULATED,
+            "name": f"{kind}-{subject}",
+            "subject": subject,
+            "decode": {
+                target: {"rois": ["V1"], "decoder": {"kind": one}}
+                for target, one in targets.items()
+            },
+            "evaluate": {"bootstrap": 400},
+            "folders": "by_seal",
+        }
+    )
+    errors, numbers = {}, {}
+    for target, one in targets.items():
+        error = ridge - (0 if one == "ridge" else gain) + noise * rng.standard_normal(IMAGES)
+        errors[f"{target}/error"] = error
+        errors[f"{target}/error_of_mean"] = error + than_mean
+        if one != "ridge":
+            errors[f"{target}/error_of_ridge"] = ridge
+        numbers[target] = {
+            "mse": error.mean(), "mse_low": error.mean() - 0.02, "mse_high": error.mean() + 0.02,
+            "mse_of_mean": error.mean() + than_mean, "two_way": 0.75,
+        }  # fmt: skip
+    table = made_table(images=IMAGES)
+    for metric in ("pixcorr", "ssim", "two_way"):
+        values = 0.3 + (gain if kind == "gcn" else 0) + noise * rng.standard_normal((1, IMAGES))
+        table = dataclasses.replace(table, cells={**table.cells, (SYSTEM, metric): values})
+    return Finished(
+        SweepRun({"decoder": kind}, experiment),
+        Scored(experiment.name, (kind,), "simulated", subject, table),
+        numbers,
+        errors,
+    )
+
+
+def verdicts(runs):
+    lines = decoded_lines(runs)
+    across = across_runs(
+        [one.scored for one in runs], baselines={"simulated": ("ridge",)}, resamples=400
+    )
+    return {claim.text: claim for claim in claims.claims(runs, across=across, lines=lines)}
+
+
+def all_runs(gain):
+    return [
+        run
+        for subject in ("subj01", "subj02")
+        for run in (
+            finished("ridge", subject, gain=0, text="ridge"),
+            finished("gcn", subject, gain=gain(subject)),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "word"),
+    [
+        (lambda _: 0.1, "confirmed"),
+        (lambda _: -0.1, "contradicted"),
+        (lambda subject: 0.1 if subject == "subj01" else -0.1, "mixed"),
+        (lambda subject: 0.1 if subject == "subj01" else 0.0, "not decided"),
+    ],
+)
+def test_a_claim_is_confirmed_only_where_every_brain_confirms_it(gain, word):
+    found = verdicts(all_runs(gain))
+    for text in (
+        "The CNN decodes text embeddings with less error than linear regression",
+        "The graph network decodes image latents with less error than linear regression",
+    ):
+        assert found[text].word == word
+        assert {one.brain for one in found[text].verdicts} == {
+            "simulated subj01", "simulated subj02",
+        }  # fmt: skip
+    (images,) = [claim for text, claim in found.items() if "correlate more" in text]
+    assert images.word == word
+
+
+def test_what_no_run_shows_is_not_measured():
+    found = verdicts(all_runs(lambda _: 0.1))
+    text = "The VAE decodes image latents with less error than linear regression"
+    assert found[text].word == "not measured"
+    linear = finished("ridge", "subj01", gain=0, text="ridge")
+    worse = [finished("gcn", "subj01", gain=0.1, than_mean=-0.2)]
+    text = "Its networks decode more than the training mean of the image latents"
+    assert verdicts([linear, *worse])[text].word == "contradicted"
+
+
+def test_a_decoder_that_runs_share_has_one_line_and_subjects_have_their_mean():
+    runs = all_runs(lambda _: 0.1)
+    lines = decoded_lines([*runs, runs[1]])
+    gcn = [line for line in lines if line.decoder == "gcn"]
+    assert [line.subject for line in gcn] == ["subj01", "subj02", "mean of 2"]
+    assert gcn[2].mse == pytest.approx((gcn[0].mse + gcn[1].mse) / 2)
+    assert gcn[0].gain_on_ridge == pytest.approx(0.1, abs=0.01)
+    assert gcn[0].gain_on_ridge_low < gcn[0].gain_on_ridge < gcn[0].gain_on_ridge_high
+    assert gcn[0].p_on_ridge < 0.01
+    ridge = next(line for line in lines if line.decoder == "ridge" and line.target == "latents")
+    assert np.isnan(ridge.mse_of_ridge)
+    text = decoded_grid(lines).to_text()
+    assert text.count("mean of 2") == 4
+
+
+def test_published_figures_stand_beside_those_of_the_same_dataset_only():
+    runs = all_runs(lambda _: 0.1)
+    across = across_runs(
+        [one.scored for one in runs], baselines={"simulated": ("ridge",)}, resamples=400
+    )
+    simulated = claims.section(runs, across=across, lines=decoded_lines(runs))
+    assert "a simulated brain" in simulated
+    assert ".7283" in simulated
+    assert "here" not in next(
+        line for line in simulated.splitlines() if line.startswith("| target | decoder | NSD")
+    )
+    real = [
+        dataclasses.replace(run, scored=dataclasses.replace(run.scored, dataset="nsd"))
+        for run in runs
+    ]
+    section = claims.section(real, across=across, lines=decoded_lines(real))
+    assert "a simulated brain" not in section
+    head = next(line for line in section.splitlines() if line.startswith("| target | decoder |"))
+    assert "NSD, here" in head
+    assert "THINGS, here" not in head
+
+
+def test_labels_stand_at_their_numbers_and_the_rest_behind():
+    found = contrasting._positions(["1", "4 sessions", "all", "10"])
+    assert found == {"1": 1.0, "4 sessions": 4.0, "10": 10.0, "all": 11.0}
+
+
+def test_a_curve_of_a_score_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"compare\.curves names 'latents.mee'"):
+        contrasting._value("latents.mee", finished("gcn", "subj01", gain=0))
+    assert contrasting._value("latents.two_way", finished("gcn", "subj01", gain=0)) == 0.75
