@@ -98,6 +98,7 @@ def _check_tables(folder: Path) -> None:
     with (place / "differences.csv").open() as rows:
         gains = list(csv.DictReader(rows))
     assert {row["reconstruct.strength"] for row in gains} == {"0.8"}
+    assert {row["than"] for row in gains} == {"0.5"}
     assert all(float(row["adjusted"]) >= float(row["p"]) for row in gains)
     # Runs that decode alike have the decoder on one line.
     decoded = list(csv.DictReader((place / "decoded.csv").open()))

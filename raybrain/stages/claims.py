@@ -245,7 +245,8 @@ def _ours(lines: Sequence[Decoded], target: str, kind: str) -> str:
     found = [one for one in lines if one.target == target and _kind(one) == kind]
     if not found:
         return "–"  # noqa: RUF001
-    last = found[-1]  # the mean over subjects, where there are several
+    # The mean over subjects, where there are several.
+    last = [one for one in found if one.decoder == found[0].decoder][-1]
     return f"{last.mse:.4f} ± {last.half:.4f} (mean: {last.mse_of_mean:.4f})"
 
 

@@ -19,6 +19,8 @@ from raybrain.evaluation import (
     CORRECTION,
     EVERYONE,
     Across,
+    Cell,
+    Gain,
     Grid,
     Scored,
     across_runs,
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 TEXT, MARKDOWN, LATEX, PAGE = (
     "comparison.txt", "comparison.md", "comparison.tex", "comparison.html",
 )  # fmt: skip
+
+
+NO_TAG = r"[^\w.: /-]"
+"""What MLflow does not take in the name of a tag."""
 
 
 @dataclass(frozen=True)
@@ -160,20 +166,13 @@ def _write(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
         )
     (folder / TEXT).write_text("\n\n".join(texts) + "\n")
     (folder / LATEX).write_text("\n".join(grid.to_latex() for grid in grids))
-    for name, cells in (("scores", across.cells), ("differences", across.gains)):
-        _csv(
-            folder / f"{name}.csv",
-            [
-                {**coordinates(one, axes=axes), **_numbers(one, without=("key", "than"))}
-                for one in cells
-            ],
-        )
+    for name, found in (("scores", across.cells), ("differences", across.gains)):
+        _csv(folder / f"{name}.csv", [_numbers(one, axes=axes) for one in found])
     _csv(folder / "beside.csv", [asdict(one) for one in across.beside])
     _csv(folder / "decoded.csv", [asdict(line) for line in lines])
-    figures = {}
     for curve, drawn in zip(compare.curves, curves, strict=True):
         name = re.sub(r"\W+", "_", f"curve_{curve.metric}")
-        figures[drawn.title] = report.curve_figure(
+        report.curve_figure(
             drawn.lines, title=drawn.title, x=drawn.x, y=drawn.y, folder=folder, name=name
         )
     document = _document(runs, finished, across, grids=grids, lines=lines)
@@ -193,8 +192,8 @@ def _write(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
             for metric in across.metrics
         ],
         heads=["dataset", *axes, "subject"],
-        scores=_page_lines(across.cells, axes=axes),
-        gains=_page_lines(across.gains, axes=axes),
+        scores=_page_lines(across.cells, axes=axes, across=across),
+        gains=_page_lines(across.gains, axes=axes, across=across),
         grids=[_page_grid(grid) for grid in grids[2:]],
         correction=CORRECTION,
         curves={drawn.title: drawn.points for drawn in curves},
@@ -219,20 +218,24 @@ def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text(pandas.DataFrame(list(rows)).to_csv(index=False) if rows else "\n")
 
 
-def _numbers(one: Any, *, without: Sequence[str]) -> dict[str, Any]:
-    values = {name: value for name, value in asdict(one).items() if name not in without}
-    # The file names a mean over subjects as tables do.
-    values.pop("subject")
-    values.pop("dataset")
-    values.pop("metric")
-    return values
+def _numbers(one: Cell | Gain, *, axes: Sequence[str]) -> dict[str, Any]:
+    """Return a line of a file: where a number stands, as tables say it, and all that it is."""
+    values = {
+        name: ", ".join(value) if name == "than" else value
+        for name, value in asdict(one).items()
+        if name not in ("key", "dataset", "subject", "metric")
+    }
+    return {**coordinates(one, axes=axes), **values}
 
 
-def _page_lines(found: Sequence[Any], *, axes: Sequence[str]) -> list[dict[str, Any]]:
+def _page_lines(
+    found: Sequence[Any], *, axes: Sequence[str], across: Across
+) -> list[dict[str, Any]]:
     """Return one line per kind of run and subject: its labels and [value, low, high, p]."""
+    metrics = {metric.name: metric for metric in across.metrics}
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for one in found:
-        where = coordinates(one, axes=axes)
+        where = coordinates(one, axes=axes, metric=metrics[one.metric])
         metric = where.pop("metric")
         line = lines.setdefault(
             tuple(where.values()),
@@ -418,7 +421,10 @@ def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
                 name=one.experiment.name,
                 seal=outputs.report(one.experiment).seal.digest,
                 settings=flatten(one.experiment),
-                tags={f"axis.{axis}": label for axis, label in one.run.labels.items()},
+                tags={
+                    f"axis.{re.sub(NO_TAG, '_', axis)}": label
+                    for axis, label in one.run.labels.items()
+                },
                 metrics=dict(_headline(one)),
             )
             for one in finished

@@ -65,7 +65,9 @@ def decoded_lines(finished: Sequence[Finished]) -> list[Decoded]:
                 continue
             output = outputs.decoder(experiment, target)
             key = (one.scored.dataset, target, one.scored.subject, output.seal.digest)
-            name = f"{decode.decoder.kind} ({'+'.join(decode.rois)})"
+            tokens = experiment.features.tokens if target == "prompt_embeds" else None
+            told = f", {tokens} tokens" if tokens else ""
+            name = f"{decode.decoder.kind} ({'+'.join(decode.rois)}{told})"
             if key not in found:
                 found[key] = _line(one, target, name)
     lines = _distinct(list(found.values()))
