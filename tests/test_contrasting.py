@@ -1,16 +1,19 @@
 """What is told of decoders and of the paper's claims, from runs whose answers are known."""
 
+import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import yaml
 
 from raybrain.config import Experiment, InputError
 from raybrain.evaluation import SYSTEM, Scored, across_runs
 from raybrain.stages import claims, contrasting
 from raybrain.stages.contrasting import Finished
 from raybrain.stages.decoded import decoded_grid, decoded_lines
-from raybrain.sweeps import SweepRun
+from raybrain.sweeps import SweepRun, load_sweep
 from tests.evaluation.made import made_table
 from tests.small_run import SIMULATED
 
@@ -156,3 +159,54 @@ def test_a_curve_of_a_score_that_is_not_there_is_refused():
     with pytest.raises(InputError, match=r"compare\.curves names 'latents.mee'"):
         contrasting._value("latents.mee", finished("gcn", "subj01", gain=0))
     assert contrasting._value("latents.two_way", finished("gcn", "subj01", gain=0)) == 0.75
+
+
+def test_every_file_of_a_comparison_is_written_and_says_the_same(tmp_path, monkeypatch):
+    base = {**SIMULATED, "name": "base", "decode": {"latents": {"rois": ["V1"]}}}
+    base |= {"reconstruct": {"mode": "z"}, "workspace": str(tmp_path / "workspace")}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    compare = {
+        "published": "hou2023",
+        "metrics": ["pixcorr", "two_way"],
+        "curves": [{"x": "decoder", "metric": "latents.two_way"}],
+    }
+    tree = {
+        "name": "trial",
+        "experiment": "base.yaml",
+        "axes": {"subject": ["subj01", "subj02"], "decoder": {"ridge": {}, "gcn": {}}},
+        "compare": compare,
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    runs = load_sweep(str(tmp_path / "sweep.yaml"))
+    monkeypatch.setattr(contrasting, "_pictures", lambda finished, count: [])
+    contrasting._write(runs, all_runs(lambda _: 0.1), folder=tmp_path)
+    gains = list(csv.DictReader((tmp_path / "differences.csv").read_text().splitlines()))
+    assert {row["decoder"] for row in gains} == {"gcn"}
+    assert {row["than"] for row in gains} == {"ridge"}
+    assert {row["subject"] for row in gains} == {"subj01", "subj02", "mean of 2"}
+    one = next(row for row in gains if row["metric"] == "two_way" and row["subject"] == "subj02")
+    shown = f"{100 * float(one['value']):+.1f}"
+    for name in ("comparison.txt", "comparison.md", "comparison.tex"):
+        assert shown in (tmp_path / name).read_text()
+    text = (tmp_path / "comparison.txt").read_text()
+    for title in ("Scores under lite0-v1", "Gains on ridge", "Floors and ceiling", "Decoded tar"):
+        assert title in text
+    assert "SSIM ↑" not in text  # two metrics were asked for
+    document = (tmp_path / "comparison.md").read_text()
+    assert "## What the paper reports" in document
+    assert "| The CNN decodes text embeddings with less error than linear regression |" in document
+    page = (tmp_path / "comparison.html").read_text()
+    content = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    labels = {metric["label"] for metric in content["metrics"]}
+    lines = content["scores"] + content["gains"]
+    assert len(lines) == 6 + 3
+    assert all(set(line["values"]) == labels for line in lines)
+    assert all(len(line["labels"]) == len(content["heads"]) for line in lines)
+    assert (tmp_path / "curve_latents_two_way.png").stat().st_size > 1000
+    assert "latents.two_way by decoder, mean of 2 subjects" in page
+    # The same runs give the same bytes.
+    again = tmp_path / "again"
+    again.mkdir()
+    contrasting._write(runs, all_runs(lambda _: 0.1), folder=again)
+    for file in again.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name

@@ -138,6 +138,12 @@ def test_what_asks_for_more_than_there_is_runs_alone(room):
     assert work.granted["a"].max == 4
 
 
+def test_threads_are_those_of_the_settings_however_small_the_machine(room):
+    work = Work()
+    cluster.run_steps([work.step("a", workers=Workers(max=3, cpus=8))], description="try")
+    assert (work.granted["a"].cpus, work.granted["a"].max) == (8, 1)
+
+
 def test_a_joined_cluster_is_asked_for_all_that_a_step_can_use(room):
     room(cpus=16.0, own=False)
     work = Work()

@@ -158,7 +158,9 @@ class _Steps:
                 # Something has to run, or to wait where a cluster sees what it lacks.
                 count = wanted.min if own else wanted.max
             if count:
-                yield step, wanted.model_copy(update={"min": min(wanted.min, count), "max": count})
+                # CPUs stay as they were asked for: threads go by them, and bytes by threads.
+                granted = {"min": min(step.workers.min, count), "max": count}
+                yield step, step.workers.model_copy(update=granted)
 
     def start(self, step: Step, *, workers: config.Workers) -> None:
         self._waiting.remove(step.key)
