@@ -834,7 +834,14 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:
+def read_assignment(assignment: str) -> tuple[str, Any, Any]:
+    """Return address, value and the value as it was spelled of ``address=value``.
+
+    Raises
+    ------
+    InputError
+        If it is none, or its value is not YAML.
+    """
     address, equals, text = assignment.partition("=")
     if not equals or not address:
         raise InputError(
@@ -844,8 +851,13 @@ def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> N
         value, written = spelling.read(text)
     except yaml.YAMLError:
         raise InputError(f"the value of '{assignment}' is not valid YAML; quote it") from None
+    return address, _number(value), written
+
+
+def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:
+    address, value, written = read_assignment(assignment)
     *parents, leaf = address.split(".")
-    for top, placed in ((tree, _number(value)), (spelled, written)):
+    for top, placed in ((tree, value), (spelled, written)):
         node = top
         for parent in parents:
             if not isinstance(node.get(parent), dict):

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from raybrain import catalog, cluster
-from raybrain.config import NAMING, Experiment, InputError, Sweep, load, read_mapping
+from raybrain.config import (
+    NAMING,
+    Experiment,
+    InputError,
+    Sweep,
+    load,
+    read_assignment,
+    read_mapping,
+)
 
 BASE = "experiment"
 """In an axis, the address of another file to start from."""
@@ -77,7 +85,10 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
         One sentence about the first fault: an address, a label or a name that does not fit.
     """
     own = [one for one in assignments if one.partition("=")[0].split(".")[0] in Sweep.model_fields]
-    others = tuple(one for one in assignments if one not in own)
+    typed = {
+        address: value
+        for address, value, _ in (read_assignment(one) for one in assignments if one not in own)
+    }
     sweep = load(path, tuple(own), schema=Sweep)
     file = Path(path).expanduser()
     axes = {axis: _labels(axis, values, file=str(file)) for axis, values in sweep.axes.items()}
@@ -86,10 +97,17 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
     bases: dict[str, Experiment] = {}
     runs: dict[str, SweepRun] = {}
     for labels in _combinations(sweep, axes, file=str(file)):
-        settings = _merged(sweep, axes, labels, file=str(file))
+        settings = _merged(axes, labels, file=str(file))
         base = str(settings.pop(BASE, sweep.experiment))
         if base not in bases:
-            bases[base] = _base(base, beside=file.parent, assignments=others)
+            # Before the axes, so that these may replace a whole section of it.
+            bases[base] = cluster.with_settings(
+                cluster.with_settings(
+                    _base(base, beside=file.parent), sweep.settings, source=f"{file} (settings)"
+                ),
+                typed,
+                source="the command line",
+            )
         name = "-".join([sweep.name, *map(_as_name, labels.values())])
         if name in runs:
             raise InputError(
@@ -101,8 +119,7 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
             {**settings, "name": name, "folders": "by_seal"},
             source=f"{file} ({where})",
         )
-        dataset = catalog.locate(experiment.dataset, beside=file.parent)
-        runs[name] = SweepRun(labels, experiment.model_copy(update={"dataset": dataset}))
+        runs[name] = SweepRun(labels, _with_whole_paths(experiment, beside=file.parent))
     if not runs:
         raise InputError(f"{file}: 'without' leaves out every run; shorten it")
     workspaces = {run.experiment.workspace for run in runs.values()}
@@ -118,16 +135,22 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
     return Runs(sweep, tuple(runs.values()), workspaces.pop())
 
 
-def _base(path: str, *, beside: Path, assignments: tuple[str, ...]) -> Experiment:
-    file = Path(path)
-    if not file.is_file() and (beside / file).is_file():
-        file = beside / file
-    experiment = load(file, assignments, schema=Experiment)
+def _with_whole_paths(experiment: Experiment, *, beside: Path) -> Experiment:
     # Ray moves the working directory of its workers, so every path is made absolute here, once.
-    absolute = {"dataset": catalog.locate(experiment.dataset, beside=file.parent)}
+    absolute = {"dataset": catalog.locate(experiment.dataset, beside=beside)}
     if "://" not in experiment.workspace:
         absolute["workspace"] = str(Path(experiment.workspace).absolute())
     return experiment.model_copy(update=absolute)
+
+
+def _base(path: str, *, beside: Path) -> Experiment:
+    file = Path(path)
+    if not file.is_file() and (beside / file).is_file():
+        file = beside / file
+    experiment = load(file, schema=Experiment)
+    # An entry is looked for beside the experiment that names it.
+    dataset = catalog.locate(experiment.dataset, beside=file.parent)
+    return experiment.model_copy(update={"dataset": dataset})
 
 
 def _labels(
@@ -215,7 +238,6 @@ def _close(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _merged(
-    sweep: Sweep,
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]],
     labels: Mapping[str, str],
     *,
@@ -232,4 +254,4 @@ def _merged(
                     f"one of them do it"
                 )
             by[address], found[address] = axis, value
-    return {**sweep.settings, **found}
+    return found

@@ -63,20 +63,40 @@ def test_axes_are_crossed_and_runs_are_named_after_their_labels(write):
 
 def test_runs_may_be_listed_and_start_from_other_files(write):
     file = write(
-        settings={"reconstruct.guidance": 3},
+        settings={"reconstruct.guidance": 3, "evaluate.bootstrap": 70},
         axes={
             "system": {"one": {}, "two": {"experiment": "other.yaml"}},
             "decode.latents.rois": [["V1"], ["V1", "V2"]],
         },
         runs=[{"system": "two"}, {"system": "one", "decode.latents.rois": "V1+V2"}],
     )
-    runs = sweeps.load_sweep(file, ("reconstruct.samples=2", "name=again"))
+    # What is typed goes before what the files say.
+    runs = sweeps.load_sweep(file, ("reconstruct.samples=2", "name=again", "evaluate.bootstrap=9"))
     assert names(runs) == ["again-two-V1", "again-one-V1_V2"]
     two, one = (run.experiment for run in runs.runs)
     assert (two.training.lr, one.training.lr) == (0.5, 3e-4)
     assert one.decode.latents.rois == ("V1", "V2")
     assert {two.reconstruct.samples, one.reconstruct.samples} == {2}
     assert {two.reconstruct.guidance, one.reconstruct.guidance} == {3.0}
+    assert {two.evaluate.bootstrap, one.evaluate.bootstrap} == {9}
+
+
+def test_an_axis_may_replace_a_section_that_all_runs_were_given_more_of(write):
+    file = write(
+        settings={"decode.prompt_embeds.repeats": "trial", "simulation.repeats": 2},
+        axes={
+            "system": {
+                "both": {"simulation.layout": "things"},
+                "one": {"decode": {"latents": {"rois": ["V1"]}}, "reconstruct.mode": "z"},
+            }
+        },
+    )
+    both, one = (run.experiment for run in sweeps.load_sweep(file).runs)
+    assert both.decode.prompt_embeds.repeats == "trial"
+    assert (both.simulation.layout, both.simulation.repeats) == ("things", 2)
+    assert one.decode.prompt_embeds is None
+    # What one run changes within a section stays its own.
+    assert one.simulation.layout == "nsd"
 
 
 def test_runs_share_what_has_the_same_seal_and_nothing_else(write):
