@@ -4,10 +4,13 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test slow benchmark lint docs clean
+.PHONY: demo paper test slow benchmark lint docs clean
 
 demo: .venv/installed
 	$(BIN)/raybrain demo
+
+paper: .venv/installed
+	$(BIN)/raybrain sweep jobs/sweeps/paper_small.yaml
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # most of the time is spent waiting for Ray

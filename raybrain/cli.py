@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from pathlib import Path
 
 from raybrain.shipped import DEMO
 
@@ -27,6 +28,7 @@ STAGES = {
     "ablate": "run it again without each ROI and with each ROI alone, and compare",
     "demo": "run jobs/experiments/demo.yaml: a simulated subject, end to end",
 }
+SWEEP = "sweep"
 COMPARE = "compare"
 INIT = "init"
 SCHEMA = "schema"
@@ -50,10 +52,13 @@ def usage() -> str:
         "raybrain reconstructs the images a person saw from their fMRI.\n\n"
         "  raybrain STAGE EXPERIMENT.yaml [address=value ...]\n"
         "  raybrain demo [address=value ...]\n"
+        "  raybrain sweep SWEEP.yaml [address=value ...]\n"
         "  raybrain compare RUN RUN ... [out=FOLDER]\n"
         "  raybrain init FOLDER\n"
         f"  raybrain schema [{'|'.join(SCHEMAS)}]\n\n"
         f"Stages:\n{stages}\n\n"
+        "sweep runs experiments that differ along axes, makes what they share once and sets them\n"
+        "side by side; plan tells how far one is. Examples: jobs/sweeps/.\n"
         "compare tells what each later run gains on the first, image by image, with intervals;\n"
         "a run is a folder such as workspace/runs/demo, or its experiment file.\n"
         "evaluate EXPERIMENT.yaml images=FOLDER scores pictures from anywhere in place of the "
@@ -141,8 +146,8 @@ def _run(words: list[str]) -> int:
     from raybrain.config import Experiment, InputError
 
     stage, *rest = words
-    if stage not in (*STAGES, COMPARE, INIT, SCHEMA):
-        known = ", ".join((*STAGES, COMPARE, INIT, SCHEMA))
+    if stage not in (*STAGES, SWEEP, COMPARE, INIT, SCHEMA):
+        known = ", ".join((*STAGES, SWEEP, COMPARE, INIT, SCHEMA))
         raise InputError(f"'{stage}' is not a stage; choose from {known}")
     if any(word in ("-h", "--help") for word in rest):
         print(usage())
@@ -165,9 +170,28 @@ def _run(words: list[str]) -> int:
     if stage == "demo":
         path, assignments = str(DEMO), rest
     elif not rest or "=" in rest[0]:
-        raise InputError(f"name an experiment file: raybrain {stage} jobs/experiments/demo.yaml")
+        kind, example = ("a sweep's", "sweeps/paper_small") if stage == SWEEP else (
+            "an experiment", "experiments/demo"
+        )  # fmt: skip
+        raise InputError(f"name {kind} file: raybrain {stage} jobs/{example}.yaml")
     else:
         path, *assignments = rest
+    from raybrain import sweeps
+
+    several = sweeps.is_sweep(path)
+    if several and stage not in (SWEEP, "plan"):
+        raise InputError(f"{path} describes a sweep; type: raybrain sweep {path}")
+    if stage == SWEEP and not several and Path(path).is_file():
+        raise InputError(
+            f"{path} describes one experiment; type: raybrain run {path}, or write a file with "
+            f"'experiment' and 'axes', such as jobs/sweeps/paper_small.yaml"
+        )
+    if stage == SWEEP or several:
+        from raybrain import pipeline
+
+        runs = sweeps.load_sweep(path, tuple(assignments))
+        (pipeline.sweep if stage == SWEEP else pipeline.plan_sweep)(runs)
+        return 0
     from raybrain.stages import OPTIONS
 
     named = {word.partition("=")[0]: word.partition("=")[2] for word in assignments}

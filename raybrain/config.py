@@ -532,6 +532,11 @@ class Decode(Section):
     chance, whatever the rest of the experiment does."""
     prior: Prior | None = None
     """Draw from what a diffusion prior makes of the decoded embedding; of embeddings alone."""
+    training: Training | None = None
+    """Optimisation of this decoder; the experiment's ``training`` when not given."""
+    sessions: Positive | None = None
+    """Train on the subject's first so many scan sessions alone. The test trials stay all of them,
+    and of other ``subjects`` all sessions train."""
 
 
 class Decodes(Section):
@@ -837,6 +842,9 @@ class Experiment(Section):
     sample alone."""
     on_change: Literal["refuse", "replace"] = "refuse"
     """What to do with a sealed output that was made with other settings."""
+    folders: Literal["by_name", "by_seal"] = "by_name"
+    """Where outputs lie that runs can share: stores under the subject's and decoders under the
+    run's name, or all under their seals, as in a sweep, whose runs make each of them once."""
     simulation: Simulation | None = None
     ingest: Ingest = Ingest()
     generator: Generator = Generator()
@@ -905,15 +913,20 @@ class Experiment(Section):
         given: dict[str, tuple[Any, Any]] = {}
         for change in changes:
             if isinstance(change, str):
-                address, value, written = _parsed(change)
+                address, value, written = read_assignment(change)
                 given[address] = (value, written)
             else:
                 given |= {address: (value, value) for address, value in change.items()}
         typed = self.model_dump()
         spelled = copy.deepcopy(typed)
-        for address in sorted(given, key=lambda address: not address.endswith(".kind")):
+
+        def whole_first(address: str) -> tuple[int, bool]:
+            return address.count("."), not address.endswith(".kind")
+
+        for address in sorted(given, key=whole_first):
             for tree, value in zip((typed, spelled), given[address], strict=True):
-                _place(tree, address, value, source=source)
+                # Copied, for a deeper address may change what is in it.
+                _place(tree, address, copy.deepcopy(value), source=source)
         written = spelling.as_written(typed, spelled, type(self))
         return validate(written, schema=type(self), source=source)
 
@@ -937,6 +950,86 @@ class Experiment(Section):
                     f"add it or leave '{row}' out"
                 )
         return self
+
+
+NAMING = ("name", "workspace", "folders", "on_change", "tracking", "resources", "tuning")
+"""Sections of an experiment that its results do not depend on."""
+
+
+class Curve(Section):
+    """A plot of one score over an axis of a sweep."""
+
+    x: str
+    """The axis along which is plotted; its labels begin with numbers, or are ``all``."""
+    lines: str | None = None
+    """The axis whose labels are lines; one line when not given."""
+    metric: str
+    """Of the protocol, or of a decoded target, as in ``image_embeds.two_way``."""
+
+
+class Contrast(Section):
+    """How the runs of a sweep stand beside each other."""
+
+    rows: tuple[str, ...] = ()
+    """What tells the rows of tables apart: axes along which the subject stays the same,
+    ``dataset``, ``subject`` and ``metric``; what ``columns`` leaves, when not given."""
+    columns: tuple[str, ...] = ("metric",)
+    """What tells their columns apart."""
+    baseline: dict[str, str] = {}
+    """Axis -> label of what all others are compared with; the first label of every axis left
+    out."""
+    row: str = "system"
+    """Row of every run's table that is compared."""
+    metrics: tuple[str, ...] = ()
+    """Of the protocol; all when not given."""
+    beside: tuple[str, ...] = (
+        "mean image", "random training", "shuffled brain", "nearest training", "ceiling",
+    )  # fmt: skip
+    """Rows of every dataset shown beside, floors first."""
+    images: Positive = 24
+    """Images that the page shows of every run, at equal steps through the test set."""
+    curves: tuple[Curve, ...] = ()
+    published: Literal["hou2023"] | None = None
+    """Published figures to set beside: Hou & Najafi Khoshnoo 2023, tables 3 and 4."""
+    document: Location | None = None
+    """Markdown file to write the comparison to as well."""
+
+
+class Sweep(Section):
+    """Runs that differ along axes: experiments of one file, crossed or listed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    experiment: Location
+    """File of the experiment that all runs start from, beside the sweep's own."""
+    settings: dict[str, Any] = {}
+    """Address -> value for every run."""
+    axes: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(min_length=1)
+    """Address -> the values it takes; or a name -> label -> address -> value, where the address
+    ``experiment`` starts from another file."""
+    runs: tuple[dict[str, str], ...] | None = None
+    """Axis -> label, each a run; axes left out take their first label. All combinations when not
+    given."""
+    without: tuple[dict[str, str], ...] = ()
+    """Axis -> label: combinations that have all of these are left out."""
+    compare: Contrast = Contrast()
+
+    @field_validator("settings", "axes", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return _numbers_within(value)
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _axes_have_values(cls, value: Any) -> Any:
+        for axis, values in value.items() if isinstance(value, dict) else ():
+            labelled = isinstance(values, dict) and all(
+                isinstance(settings, dict) for settings in values.values()
+            )
+            if not (labelled or isinstance(values, list)):
+                raise ValueError(
+                    f"'{axis}' needs a list of values, or label: {{address: value}} for each label"
+                )
+        return value
 
 
 def load(path: str | Path, assignments: tuple[str, ...] = (), *, schema: type[Tree]) -> Tree:
@@ -1034,7 +1127,7 @@ def _plain(value: Any) -> Any:
 
 
 def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> None:
-    address, value, written = _parsed(assignment)
+    address, value, written = read_assignment(assignment)
     *parents, leaf = address.split(".")
     for top, placed in ((tree, value), (spelled, written)):
         node = top
@@ -1045,8 +1138,14 @@ def _assign(tree: dict[str, Any], spelled: dict[str, Any], assignment: str) -> N
         node[leaf] = placed
 
 
-def _parsed(assignment: str) -> tuple[str, Any, Any]:
-    """Return the address of an assignment, and its value with a type and as it was spelled."""
+def read_assignment(assignment: str) -> tuple[str, Any, Any]:
+    """Return address, value and the value as it was spelled of ``address=value``.
+
+    Raises
+    ------
+    InputError
+        If it is none, or its value is not YAML.
+    """
     address, equals, text = assignment.partition("=")
     if not equals or not address:
         raise InputError(
@@ -1072,6 +1171,12 @@ def _place(tree: dict[str, Any], address: str, value: Any, *, source: str) -> No
     if leaf == "kind" and node.get("kind") != value:
         node.clear()
     node[leaf] = value
+
+
+def _numbers_within(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers_within(one) for key, one in value.items()}
+    return _number(value)
 
 
 def _number(value: Any) -> Any:

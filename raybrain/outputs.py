@@ -37,6 +37,13 @@ TOLD_BYTES = 2_000_000_000
 """Reading so much to see whether it changed takes seconds, and is told."""
 
 
+OPTIONAL = ("latents.training", "embeds.training", "latents.sessions", "embeds.sessions")
+"""Ends of settings of ``decode`` that are no part of a seal unless they are given: seals of before
+there were any stay valid."""
+DIGITS = 12
+"""Of a seal, in the name of a folder."""
+
+
 @dataclass(frozen=True)
 class Output:
     """A folder that one stage makes."""
@@ -107,12 +114,12 @@ def simulated(experiment: Experiment) -> Output | None:
 def subject_store(experiment: Experiment) -> Output:
     """Return the Zarr store of betas, trials and stimuli."""
     entry = dataset_entry(experiment)
-    folder = f"{experiment.workspace}/stores/{entry.name}/{experiment.subject}.zarr"
+    named = f"{experiment.workspace}/stores/{entry.name}/{experiment.subject}.zarr"
     made_from = simulated(experiment)
     inputs = (
         {"the simulated subject": made_from.seal.digest}
         if made_from
-        else {"the files of the dataset": _digest_of_files(experiment, entry, folder=folder)}
+        else {"the files of the dataset": _digest_of_files(experiment, entry, folder=named)}
     )
     described = entry.model_dump(
         mode="json",
@@ -124,7 +131,8 @@ def subject_store(experiment: Experiment) -> Output:
         **_under(experiment, "ingest"),
         **{f"catalog.{key}": value for key, value in described.items()},
     }
-    return Output("ingest", folder, Seal("ingest", settings, inputs))
+    made = Seal("ingest", settings, inputs)
+    return Output("ingest", _shared(experiment, named, made=made), made)
 
 
 def features(experiment: Experiment) -> Output:
@@ -134,13 +142,14 @@ def features(experiment: Experiment) -> Output:
     checkpoint = experiment.generator.checkpoint
     digest = diffusion.generator_digest(experiment.generator)
     name = f"{experiment.subject}-{Path(checkpoint.rstrip('/')).stem}-{digest[:8]}"
-    folder = f"{experiment.workspace}/features/{dataset_entry(experiment).name}/{name}.zarr"
+    named = f"{experiment.workspace}/features/{dataset_entry(experiment).name}/{name}.zarr"
     settings = {
         "features.resolution": experiment.features.resolution,
         "generator.dtype": experiment.generator.dtype,
     }
     inputs = {"the store": subject_store(experiment).seal.digest, "the generator": digest}
-    return Output("features", folder, Seal("features", settings, inputs))
+    made = Seal("features", settings, inputs)
+    return Output("features", _shared(experiment, named, made=made), made)
 
 
 def decoder(experiment: Experiment, target: str) -> Output:
@@ -149,7 +158,10 @@ def decoder(experiment: Experiment, target: str) -> Output:
     settings = {**_under(experiment, f"decode.{target}"), "seed": experiment.seed}
     if target == "prompt_embeds":
         settings["features.tokens"] = experiment.features.tokens
-    if not isinstance(decode.decoder, CLOSED_FORM):
+    if isinstance(decode.decoder, CLOSED_FORM):
+        own = f"decode.{target}.training."
+        settings = {name: value for name, value in settings.items() if not name.startswith(own)}
+    elif decode.training is None:
         settings |= _under(experiment, "training")
     inputs = {
         "the store": subject_store(experiment).seal.digest,
@@ -163,8 +175,9 @@ def decoder(experiment: Experiment, target: str) -> Output:
         if one.subject in others:
             inputs[f"the store of {one.subject}"] = subject_store(one).seal.digest
             inputs[f"the targets of {one.subject}"] = features(one).seal.digest
-    folder = f"{run_folder(experiment)}/decoders/{target}"
-    return Output("train", folder, Seal("train", settings, inputs))
+    made = Seal("train", settings, inputs)
+    folder = f"{_folder_of(experiment, 'decoders', made=made)}/{target}"
+    return Output("train", folder, made)
 
 
 def predictions(experiment: Experiment) -> Output:
@@ -173,9 +186,8 @@ def predictions(experiment: Experiment) -> Output:
         f"the decoder of {target}": decoder(experiment, target).seal.digest
         for target, _ in targets(experiment)
     }
-    return Output(
-        "predict", f"{run_folder(experiment)}/predictions.zarr", Seal("predict", {}, inputs)
-    )
+    made = Seal("predict", {}, inputs)
+    return Output("predict", f"{_folder_of(experiment, 'predictions', made=made)}.zarr", made)
 
 
 def reconstructions(experiment: Experiment) -> Output:
@@ -183,11 +195,9 @@ def reconstructions(experiment: Experiment) -> Output:
     settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
     settings["generator.dtype"] = experiment.generator.dtype
     inputs = {"the predictions": predictions(experiment).seal.digest}
-    return Output(
-        "reconstruct",
-        f"{run_folder(experiment)}/reconstructions.zarr",
-        Seal("reconstruct", settings, inputs),
-    )
+    made = Seal("reconstruct", settings, inputs)
+    folder = f"{_folder_of(experiment, 'reconstructions', made=made)}.zarr"
+    return Output("reconstruct", folder, made)
 
 
 RUN_STAGES = ("simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate")
@@ -343,9 +353,36 @@ def _scored_how(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
+def _folder_of(experiment: Experiment, what: str, *, made: Seal) -> str:
+    """Return a folder within the run's own, or the one of all runs that need the same."""
+    if experiment.folders == "by_name":
+        return f"{run_folder(experiment)}/{what}"
+    return f"{experiment.workspace}/{what}/{made.digest[:DIGITS]}"
+
+
+def _shared(experiment: Experiment, named: str, *, made: Seal) -> str:
+    """Return the folder by its name, or by its seal where it is not there as it is wanted."""
+    if experiment.folders == "by_name":
+        return named
+    stem = named.removesuffix(".zarr")
+    by_seal = f"{stem}-{made.digest[:DIGITS]}.zarr"
+    # Once chosen it stays: another command may make the one by name meanwhile.
+    if by_seal not in _CHOSEN and seal.status(named, wanted=made).state == "sealed":
+        return named
+    _CHOSEN.add(by_seal)
+    return by_seal
+
+
+_CHOSEN: set[str] = set()
+
+
 def _under(experiment: Experiment, prefix: str) -> dict[str, Any]:
     leaves = flatten(experiment)
-    return {name: value for name, value in leaves.items() if name.startswith(f"{prefix}.")}
+    return {
+        name: value
+        for name, value in leaves.items()
+        if name.startswith(f"{prefix}.") and not (value is None and name.endswith(OPTIONAL))
+    }
 
 
 def _digest_of_files(experiment: Experiment, entry: CatalogEntry, *, folder: str) -> str:

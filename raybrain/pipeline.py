@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raybrain import __version__, claims, cluster, config, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
-from raybrain.stages import Work, browsing, checking, describing, say
-from raybrain.stages.needs import needs_ahead, needs_of
+from raybrain.stages import Work, browsing, checking, describing, said_of, say
+from raybrain.stages.needs import held, needs_ahead, needs_of
+
+if TYPE_CHECKING:
+    from raybrain.stages.standing import Standing
+    from raybrain.stages.sweeping import Unit
+    from raybrain.sweeps import Runs
 
 
 def plan(experiment: Experiment) -> None:
@@ -185,17 +191,14 @@ def run(experiment: Experiment) -> None:
 
 def ablate(experiment: Experiment) -> None:
     """Run the experiment without each ROI and with each alone, and compare what they gain."""
-    from raybrain.stages import ablating, comparing
+    from raybrain.stages import ablating, comparing, sweeping
 
-    others = ablating.variants(experiment)
-    with cluster.connect():
-        run(experiment)
-        for other in others:
-            say("ablate", other.name)
-            with _recorded(other):
-                for stage in (train, predict, reconstruct, evaluate):
-                    stage(other)
-    folders = [outputs.run_folder(one) for one in (experiment, *others)]
+    experiments = [experiment, *ablating.variants(experiment)]
+    units = sweeping.units_of(experiments)
+    sweeping.check(experiments, units=units)
+    for error in _make_units(units, description="ablate").values():
+        raise error
+    folders = [outputs.run_folder(one) for one in experiments]
     print(comparing.compare([*folders, f"{comparing.OUT}{folders[0]}/ablation"]))
     print(f"table    {folders[0]}/ablation/{comparing.FILE}")
 
@@ -208,6 +211,39 @@ def upgrade(experiment: Experiment) -> None:
 def browse(experiment: Experiment) -> None:
     """Open the experiment's run in a browser; start MLflow's pages where there is no server."""
     browsing.browse(experiment)
+
+
+def sweep(runs: Runs) -> None:
+    """Run every experiment of a sweep, what they share once, and set them side by side."""
+    from raybrain.stages import contrasting, standing, sweeping
+
+    experiments = [run.experiment for run in runs.runs]
+    units = sweeping.units_of(experiments)
+    sweeping.check(experiments, units=units)
+    needs = sweeping.needs(units)
+    names = [one.name for one in experiments]
+    with contextlib.ExitStack() as stack:
+        if needs:  # what the cluster can never give is refused before anything is written
+            stack.enter_context(cluster.connect(needs, ahead=True))
+        stack.enter_context(standing.alone(runs.workspace, name=runs.sweep.name))
+        failures = _make_units(units, description="sweep", record=standing.Standing(runs.folder))
+        whole, faults = sweeping.summary(names, units=units, failures=failures)
+        for line in faults:
+            say("failed", line)
+        if whole:
+            print(contrasting.contrast(runs, whole=whole))
+    if faults:
+        raise InputError(
+            f"{len(faults)} of {len(names)} runs of '{runs.sweep.name}' failed, the first is "
+            f"{faults[0]}; the others are compared, and the same command tries these again"
+        )
+
+
+def plan_sweep(runs: Runs) -> None:
+    """Print what a sweep shares, how far it is and what it may take; nothing is written."""
+    from raybrain.stages import sweeping
+
+    print(sweeping.describe(runs))
 
 
 RUN: dict[str, Callable[..., Any]] = {
@@ -242,6 +278,59 @@ def _recorded(
         describe=lambda status, run_id: page(status=status, run_id=run_id),
         started=began,
     )
+
+
+def _make_units(
+    units: Mapping[str, Unit], *, description: str, record: Standing | None = None
+) -> dict[str, BaseException]:
+    """Make what is not there yet, side by side as resources allow; return what failed."""
+    from raybrain.stages import sweeping
+    from raybrain.stages.needs import with_workers, workers_of
+
+    first = sweeping.first_run(units)
+
+    def step(folder: str, unit: Unit) -> cluster.Step:
+        def make(workers: config.Workers) -> None:
+            with said_of(unit.told):
+                granted = with_workers(unit.experiment, unit.output, workers=workers)
+                _make(granted, unit.output, WORK[unit.output.stage]())
+
+        return cluster.Step(
+            key=folder,
+            make=make,
+            workers=workers_of(unit.experiment, unit.output),
+            after=unit.after,
+            first=first in unit.runs,
+            in_driver=unit.output.stage == "evaluate",
+        )
+
+    def change(folder: str, state: cluster.State, error: BaseException | None) -> None:
+        if record is not None:
+            record.change(units[folder].output, state, error)
+
+    steps = [step(folder, unit) for folder, unit in units.items() if not unit.done]
+    return cluster.run_steps(steps, description=description, on_change=change) if steps else {}
+
+
+def _work(stage: str) -> Work:
+    """Return what does the work of a stage."""
+    work: Work = importlib.import_module(f"raybrain.stages.{stage}").work
+    return work
+
+
+WORK: dict[str, Callable[[], Work]] = {
+    stage: functools.partial(_work, module)
+    for stage, module in (
+        ("simulate", "simulating"),
+        ("ingest", "ingesting"),
+        ("features", "encoding"),
+        ("train", "fitting"),
+        ("predict", "predicting"),
+        ("reconstruct", "drawing"),
+        ("evaluate", "scoring"),
+    )
+}
+"""Stage to the work of its module, which is imported when it is wanted."""
 
 
 def _make(experiment: Experiment, output: Output, work: Work) -> None:
@@ -285,6 +374,8 @@ def _work_on(experiment: Experiment, output: Output, work: Work, *, before: seal
             notes = {
                 **made.notes,
                 "summary": made.summary,
+                "seconds": round(seconds, 3),
+                **held(experiment, output),
                 "raybrain": __version__,
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }

@@ -433,6 +433,36 @@ def test_more_failures_than_a_few_end_the_pool(tmp_path):
     assert len(list(tmp_path.glob("done-*"))) < 50
 
 
+def test_pools_and_tasks_side_by_side_are_each_whole(tmp_path):
+    # As in a sweep: several threads of one driver, each with a pool or tasks of its own.
+    found = {}
+
+    def step(name, make):
+        def keep(workers):
+            found[name] = make(workers)
+
+        return cluster.Step(name, keep, ONE)
+
+    steps = [step(f"pool {k}", functools.partial(_drawn, tmp_path / str(k), k)) for k in range(4)]
+    steps += [step(f"tasks {k}", functools.partial(_squared, k)) for k in range(4)]
+    failures = cluster.run_steps(steps, description="side by side")
+    assert set(failures) == {"pool 2"}
+    assert "cannot do 3" in str(failures["pool 2"])
+    for k in range(4):
+        if k != 2:  # one fails, and only that one
+            assert found[f"pool {k}"] == [(unit, unit * 10) for unit in range(10)]
+        assert found[f"tasks {k}"] == [number * number for number in range(10 * k)]
+
+
+def _drawn(folder, k, workers):
+    folder.mkdir()
+    return sorted(draw(range(10), folder, workers=workers, fails=(3,) if k == 2 else ()))
+
+
+def _squared(k, workers):
+    return cluster.map_tasks(square, range(10 * k), workers=workers, description="square")
+
+
 def test_a_worker_that_cannot_be_made_says_why_at_once(tmp_path):
     with pytest.raises(InputError, match="a factor of 0 makes no sense"):
         list(draw(range(50), tmp_path, factor=0))

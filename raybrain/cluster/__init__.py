@@ -5,6 +5,7 @@ Importing this package imports neither Ray nor Optuna nor torch.
 
 from raybrain.cluster.address import starts_its_own
 from raybrain.cluster.capacity import Need
+from raybrain.cluster.graph import State, Step, run_steps
 from raybrain.cluster.plots import plot_study
 from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
@@ -28,6 +29,8 @@ __all__ = [
     "Refit",
     "Shared",
     "Shelf",
+    "State",
+    "Step",
     "assignments",
     "check_space",
     "connect",
@@ -44,6 +47,7 @@ __all__ = [
     "ranked",
     "refit",
     "report",
+    "run_steps",
     "search",
     "share",
     "shelf",

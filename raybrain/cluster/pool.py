@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ WORKER_DEATHS = 3
 """How often a unit is tried again after the worker that drew it died."""
 FAILED_UNITS = 3
 """Units that may fail before the rest is given up."""
+_making = threading.Lock()
 
 
 def draw_units(
@@ -179,8 +181,10 @@ def _results(
     ledger = (
         ray.remote(Ledger).options(max_restarts=-1, max_task_retries=-1, **beside_driver()).remote()
     )
-    with ray.data.DataContext.current(context):
-        rows = [{"index": index, "unit": pickle.dumps(one)} for index, one in enumerate(units)]
+    rows = [{"index": index, "unit": pickle.dumps(one)} for index, one in enumerate(units)]
+    # The context is one per process, and pools may be made in several threads; a dataset keeps
+    # the one that it was made in.
+    with _making, ray.data.DataContext.current(context):
         drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             UnitWorker,
             fn_constructor_args=(make_worker, dict(worker_arguments), ledger),
@@ -196,11 +200,11 @@ def _results(
             num_gpus=workers.gpus,
             runtime_env=worker_environment(workers),
         )
-        with contextlib.ExitStack() as stack:
-            batches = iter(drawn.iter_batches(batch_size=None, prefetch_batches=0))
-            if isinstance(batches, Generator):
-                # Left to the garbage collector it may outlive Ray, and fail when it ends.
-                stack.callback(batches.close)
-            for batch in batches:
-                for index, pickled in zip(batch["index"], batch["result"], strict=True):
-                    yield int(index), pickle.loads(pickled)
+    with contextlib.ExitStack() as stack:
+        batches = iter(drawn.iter_batches(batch_size=None, prefetch_batches=0))
+        if isinstance(batches, Generator):
+            # Left to the garbage collector it may outlive Ray, and fail when it ends.
+            stack.callback(batches.close)
+        for batch in batches:
+            for index, pickled in zip(batch["index"], batch["result"], strict=True):
+                yield int(index), pickle.loads(pickled)

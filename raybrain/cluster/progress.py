@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from types import TracebackType
 
 from raybrain import config
@@ -13,6 +14,14 @@ from raybrain.cluster.capacity import missing_node
 
 SECONDS_BETWEEN_LINES = 60.0
 """Of a log that a person follows: a stage may take a day."""
+
+
+_told: ContextVar[bool] = ContextVar("told", default=True)
+
+
+def tell_no_parts() -> None:
+    """Leave what is done in this thread from now on to whoever shows the whole of it."""
+    _told.set(False)
 
 
 class Progress:
@@ -49,17 +58,18 @@ class Progress:
         self._note = ""
         self._ended = threading.Event()
         self._on_terminal = sys.stderr.isatty()
+        self._silent = not _told.get()
         self._bar = tqdm(
             total=total,
             desc=description,
             unit=f" {unit}",
             file=sys.stderr,
             dynamic_ncols=True,
-            disable=not self._on_terminal,
+            disable=self._silent or not self._on_terminal,
         )
 
     def __enter__(self) -> Progress:
-        if not self._on_terminal:
+        if not (self._silent or self._on_terminal):
             threading.Thread(target=self._tell, name="progress", daemon=True).start()
         return self
 
@@ -71,7 +81,7 @@ class Progress:
     ) -> None:
         self._ended.set()
         self._bar.close()
-        if not self._on_terminal:
+        if not (self._silent or self._on_terminal):
             print(self._line(), file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1, *, note: str = "") -> None:

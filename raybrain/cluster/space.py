@@ -42,17 +42,20 @@ def check_space(experiment: Experiment) -> None:
             with_settings(experiment, {**_required(address, tuning.space), address: value})
 
 
-def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def with_settings(
+    experiment: Experiment, settings: Mapping[str, Any], *, source: str = "tuning.space"
+) -> Experiment:
     """Return the experiment with other values at some addresses.
 
     Where a ``kind`` changes, the settings beside it belong to the old kind and are left out.
+    ``source`` says where the settings were written.
 
     Raises
     ------
     raybrain.config.InputError
         If an address does not exist or a value does not fit.
     """
-    return experiment.with_(settings, source="tuning.space")
+    return experiment.with_(settings, source=source)
 
 
 def default_settings(experiment: Experiment) -> dict[str, Any]:

@@ -3,6 +3,15 @@
 Read `protocols` first: it declares what is computed. `scoring.score_rows` does it.
 """
 
+from raybrain.evaluation.across import (
+    CORRECTION,
+    EVERYONE,
+    Across,
+    Cell,
+    Gain,
+    Scored,
+    across_runs,
+)
 from raybrain.evaluation.categories import CategoryScore, category_accuracy
 from raybrain.evaluation.comparison import (
     Comparison,
@@ -19,8 +28,23 @@ from raybrain.evaluation.floors import (
     random_training,
     whitening,
 )
+from raybrain.evaluation.grids import (
+    Grid,
+    beside_grid,
+    coordinates,
+    gain_grid,
+    label_of,
+    markdown_text,
+    score_grid,
+)
 from raybrain.evaluation.identification import correlation_distance, n_way, two_way
-from raybrain.evaluation.latents import LatentScores, latent_scores
+from raybrain.evaluation.latents import (
+    ERROR,
+    ERROR_OF_MEAN,
+    ERROR_OF_RIDGE,
+    LatentScores,
+    latent_scores,
+)
 from raybrain.evaluation.networks import extract_features
 from raybrain.evaluation.pixels import pixcorr, ssim
 from raybrain.evaluation.protocols import PROTOCOLS, protocol_named, with_metrics
@@ -41,6 +65,7 @@ from raybrain.evaluation.scoring import (
     Z_ONLY,
     score_rows,
 )
+from raybrain.evaluation.statistics import bootstrap, mean_of_few, sign_flip_p
 from raybrain.evaluation.strata import (
     Stratum,
     likeness_to_training,
@@ -56,7 +81,12 @@ __all__ = [
     "ABOUT",
     "CATEGORY_ORACLE",
     "CEILING",
+    "CORRECTION",
     "EMBEDDING_RERANKED",
+    "ERROR",
+    "ERROR_OF_MEAN",
+    "ERROR_OF_RIDGE",
+    "EVERYONE",
     "E_ONLY",
     "MEAN_IMAGE",
     "NEAREST_TRAINING",
@@ -67,30 +97,43 @@ __all__ = [
     "SHUFFLED",
     "SYSTEM",
     "Z_ONLY",
+    "Across",
     "CategoryScore",
+    "Cell",
     "Comparison",
     "Difference",
+    "Gain",
+    "Grid",
     "LatentScores",
     "Metric",
     "Protocol",
     "Published",
     "Retrieval",
     "Score",
+    "Scored",
     "Stratum",
     "Table",
+    "across_runs",
+    "beside_grid",
+    "bootstrap",
     "category_accuracy",
     "category_means",
     "compare_tables",
     "comparison_frame",
     "comparison_text",
+    "coordinates",
     "correlation_distance",
     "evaluate",
     "extract_features",
     "floor_rows",
+    "gain_grid",
+    "label_of",
     "latent_scores",
     "likeness_to_training",
     "load_table",
+    "markdown_text",
     "mean_image",
+    "mean_of_few",
     "n_way",
     "nearest_first",
     "nearest_training",
@@ -101,8 +144,10 @@ __all__ = [
     "quantile_labels",
     "random_training",
     "retrieval",
+    "score_grid",
     "score_rows",
     "scores_by",
+    "sign_flip_p",
     "ssim",
     "thumbnails",
     "two_way",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raybrain.evaluation.identification import two_way
 from raybrain.evaluation.statistics import bootstrap
+
+ERROR, ERROR_OF_MEAN, ERROR_OF_RIDGE = "error", "error_of_mean", "error_of_ridge"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class LatentScores:
     """Images."""
     constant: int
     """Dimensions left out of `r2` and `pearson` because the truth does not vary."""
+    errors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """`ERROR`, `ERROR_OF_MEAN`, `ERROR_OF_RIDGE` where there is ridge -> (image,) mean squared
+    errors over dimensions."""
 
     def summary(self) -> dict[str, float]:
         """Return single numbers for logging, floors and chance beside the scores."""
@@ -107,7 +113,12 @@ def latent_scores(
     r2 = np.full(truth.shape[1], np.nan)
     r2[varies] = 1.0 - error.sum(axis=0)[varies] / spread[varies]
     interval = bootstrap(error.mean(axis=1), resamples=resamples, seed=seed)
+    errors = {ERROR: error.mean(axis=1)}
     from_mean = (training_mean.reshape(1, -1).astype(np.float64) - truth) ** 2
+    errors[ERROR_OF_MEAN] = from_mean.mean(axis=1)
+    if ridge is not None:
+        beside = ridge.reshape(len(true), -1).astype(np.float64)
+        errors[ERROR_OF_RIDGE] = ((beside - truth) ** 2).mean(axis=1)
     return LatentScores(
         r2=r2,
         pearson=_pearson(truth, guess, varies=varies),
@@ -120,6 +131,7 @@ def latent_scores(
         identification=float(two_way(seen=truth, reconstructed=guess).mean()),
         n=len(truth),
         constant=int((~varies).sum()),
+        errors=errors,
     )
 
 

@@ -90,6 +90,68 @@ def pairing_p(
     return (1 + extreme) / (1 + permutations)
 
 
+def sign_flip_p(differences: NDArray[np.float64], *, flips: int, seed: int) -> NDArray[np.float64]:
+    """Return how often a random sign of every image's difference gives as large a mean, per column.
+
+    Two-sided; exact in the sense that differences are exchangeable with their negatives if neither
+    run is better. All columns share the signs.
+
+    Parameters
+    ----------
+    differences
+        (image, column).
+    flips
+        How many random signs; p is never below ``1 / (flips + 1)``.
+    seed
+        Of the draw.
+    """
+    images = len(differences)
+    rng = np.random.default_rng(seed)
+    # A sum in another order differs in the last bits; an equal one must count as extreme.
+    observed = np.abs(differences.sum(axis=0)) * (1 - 1e-9)
+    extreme = np.zeros(differences.shape[1])
+    for size in _blocks(flips, width=images):
+        signs = 2.0 * rng.integers(0, 2, size=(size, images)) - 1.0
+        extreme += (np.abs(signs @ differences) >= observed).sum(axis=0)
+    return (1 + extreme) / (1 + flips)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p values adjusted for their number by Holm's step-down method (Holm 1979)."""
+    order = np.argsort(p)
+    steps = (len(p) - np.arange(len(p))) * p[order]
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted
+
+
+@dataclass(frozen=True)
+class MeanOfFew:
+    """A mean over a few units, such as subjects, by Student's t."""
+
+    value: float
+    low: float
+    """95 % interval; NaN for a single unit."""
+    high: float
+    p: float
+    """Two-sided, of a mean of zero; NaN for a single unit."""
+
+
+def mean_of_few(values: NDArray[np.float64], *, level: float = LEVEL) -> MeanOfFew:
+    """Return the mean of values (unit,) with the t interval of ``len(values) - 1`` degrees."""
+    from scipy import stats
+
+    value, count = float(values.mean()), len(values)
+    if count < 2:
+        return MeanOfFew(value, np.nan, np.nan, np.nan)
+    error = float(values.std(ddof=1)) / count**0.5
+    if error == 0.0:
+        return MeanOfFew(value, value, value, 1.0 if value == 0.0 else 0.0)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, count - 1))
+    return MeanOfFew(value, value - half, value + half, p)
+
+
 def derangements(*, images: int, count: int, seed: int) -> NDArray[np.int64]:
     """Return pairings (derangement, image) in which no image keeps its own reconstruction.
 

@@ -266,7 +266,7 @@ class Table:
             r"\toprule",
             " & ".join(["", *heads]) + r" \\",
             r"\midrule",
-            " & ".join(["chance", *[_latex(_chance(metric)) for metric in metrics]]) + r" \\",
+            " & ".join(["chance", *[latex_text(_chance(metric)) for metric in metrics]]) + r" \\",
         ]
         for row in self.rows:
             cells = []
@@ -276,10 +276,10 @@ class Table:
                     cells.append("--")
                     continue
                 value, low, high = (
-                    _number(v, metric=metric) for v in (score.value, score.low, score.high)
+                    number_text(v, metric=metric) for v in (score.value, score.low, score.high)
                 )
                 cells.append(f"{value} {{\\scriptsize [{low}, {high}]}}")
-            lines.append(" & ".join([_latex(row), *cells]) + r" \\")
+            lines.append(" & ".join([latex_text(row), *cells]) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -334,7 +334,8 @@ def _spanning(metrics: tuple[Metric, ...], *, widths: Sequence[int]) -> str:
     return text
 
 
-def _number(value: float, *, metric: Metric) -> str:
+def number_text(value: float, *, metric: Metric) -> str:
+    """Return a value as tables show it: percentages with one digit, others with three."""
     if not math.isfinite(value):
         return "–"  # noqa: RUF001
     if metric.percent:
@@ -344,21 +345,21 @@ def _number(value: float, *, metric: Metric) -> str:
 
 
 def _chance(metric: Metric) -> str:
-    return "–" if metric.chance is None else _number(metric.chance, metric=metric)  # noqa: RUF001
+    return "–" if metric.chance is None else number_text(metric.chance, metric=metric)  # noqa: RUF001
 
 
 def _cell(score: Score, *, metric: Metric) -> str:
     if not math.isfinite(score.value):
         return "–"  # noqa: RUF001
     half = (score.high - score.low) / 2.0
-    return f"{_number(score.value, metric=metric)}±{_number(half, metric=metric)}"
+    return f"{number_text(score.value, metric=metric)}±{number_text(half, metric=metric)}"
 
 
 def _html(score: Score, *, metric: Metric) -> str:
     if not math.isfinite(score.value):
         return "<td>–</td>"  # noqa: RUF001
     value, low, high = (
-        _number(number, metric=metric) for number in (score.value, score.low, score.high)
+        number_text(number, metric=metric) for number in (score.value, score.low, score.high)
     )
     return f"<td>{value}<br><small>{low} to {high}</small></td>"
 
@@ -369,5 +370,17 @@ def _p(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
 
 
-def _latex(text: str) -> str:
-    return text.replace("–", "--").replace("%", r"\%").replace("_", r"\_")  # noqa: RUF001
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",  # noqa: RUF001
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+}
+
+
+def latex_text(text: str) -> str:
+    """Return a text in which nothing is a command of LaTeX."""
+    return "".join(LATEX.get(letter, letter) for letter in text)

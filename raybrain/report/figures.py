@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from raybrain.evaluation.table import Table
 
 INK, SOFT, ACCENT, CEILING = "#1c1b1a", "#8b867e", "#0b6e6e", "#8a5a00"
+LINES = ("#0b6e6e", "#b4541a", "#5a4fb0", "#7a7a00")
 SLICES = 24
 """Most slices of a map."""
+_drawing = threading.Lock()
+"""Several reports may be written at once, and what lays out text is one per process."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,44 @@ def score_figure(table: Table, *, folder: Path, name: str = "scores") -> FigureF
         f"{table.protocol.name}, n = {len(table.image_ids)}, 95 % intervals",
         x=0.995, fontsize=6, color=SOFT, ha="right",
     )  # fmt: skip
+    return _save(figure, folder=folder, name=name)
+
+
+def curve_figure(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    folder: Path,
+    name: str,
+) -> FigureFiles:
+    """Draw scores over an axis, a line each, with its 95 % intervals where there are any.
+
+    Parameters
+    ----------
+    lines
+        Name -> (x, value, low, high); NaN for no interval.
+    title, x, y
+        What it is, and what the axes are.
+    folder, name
+        Where ``NAME.png`` and ``NAME.pdf`` go.
+    """
+    figure = _figure(width=4.2, height=3.0)
+    panel = figure.subplots()
+    for k, (label, points) in enumerate(lines.items()):
+        across, value, low, high = np.array(points, dtype=float).T
+        colour = LINES[k % len(LINES)]
+        panel.plot(across, value, "o-", color=colour, lw=1.6, ms=4, label=label)
+        if np.isfinite(low).all():
+            panel.fill_between(across, low, high, color=colour, alpha=0.12, lw=0)
+    panel.set_title(title, fontsize=8, color=INK)
+    panel.set_xlabel(x, fontsize=8)
+    panel.set_ylabel(y, fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        panel.legend(fontsize=7, frameon=False)
     return _save(figure, folder=folder, name=name)
 
 
@@ -141,7 +184,8 @@ def _save(figure: Any, *, folder: Path, name: str) -> FigureFiles:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = FigureFiles(png=folder / f"{name}.png", pdf=folder / f"{name}.pdf")
-    figure.savefig(files.png, dpi=200)
-    # Without dates the same scores give the same bytes.
-    figure.savefig(files.pdf, metadata={"CreationDate": None, "ModDate": None})
+    with _drawing:
+        figure.savefig(files.png, dpi=200)
+        # Without dates the same scores give the same bytes.
+        figure.savefig(files.pdf, metadata={"CreationDate": None, "ModDate": None})
     return files

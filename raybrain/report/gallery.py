@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from raybrain.report import sections
 from raybrain.report.charts import Curve, chart
+from raybrain.report.page import write_page
 from raybrain.report.pictures import Images, Thumbnails
 
 if TYPE_CHECKING:
@@ -139,11 +138,11 @@ def write_gallery(
     content = _data(
         table, subject=subject, rank=rank, system=system, thumbnails=thumbnails, withheld=withheld
     )
-    page = _page(
-        css=_asset("gallery.css"),
-        js=_asset("gallery.js"),
-        # Inside a script element only "<" could end it; JSON has another way to write it.
-        data=json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    return write_page(
+        path,
+        template="gallery.html.j2",
+        script="gallery.js",
+        content=content,
         title=title,
         lead=lead if lead is not None else sections.lead(table, system=system),
         headline=sections.headline(table, system=system),
@@ -198,12 +197,6 @@ def write_gallery(
             }.items()
         ],
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
-    return path
 
 
 def ranking(table: Table, *, row: str) -> NDArray[np.int64]:
@@ -305,16 +298,3 @@ def _tile_size(drawn: int) -> int:
 
 def _png_uri(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(Path(file).read_bytes()).decode()
-
-
-def _asset(name: str) -> str:
-    return (files("raybrain") / "assets" / "report" / name).read_text(encoding="utf-8")
-
-
-def _page(*, css: str, js: str, data: str, **values: Any) -> str:
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_asset("gallery.html.j2"))
-    return template.render(css=Markup(css), js=Markup(js), data=Markup(data), **values)

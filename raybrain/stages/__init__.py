@@ -5,7 +5,9 @@ A module here may use every layer below; `raybrain.pipeline` says what runs when
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,20 @@ BROWSING = ("open", "upgrade")
 STAGE_COLUMN = 13
 
 
+_whose: ContextVar[str] = ContextVar("whose", default="")
+
+
 def say(stage: str, text: str) -> None:
     """Print one line of progress under the name of its stage."""
-    print(f"{stage:<{STAGE_COLUMN}}{text}", flush=True)
+    whose = _whose.get()
+    print(f"{stage:<{STAGE_COLUMN}}{f'{whose}: ' if whose else ''}{text}", flush=True)
+
+
+@contextlib.contextmanager
+def said_of(whose: str) -> Iterator[None]:
+    """Begin every line that this thread says inside the block with whom it is about."""
+    token = _whose.set(whose)
+    try:
+        yield
+    finally:
+        _whose.reset(token)

@@ -267,12 +267,31 @@ def _disk(experiment: Experiment, pending: Pending) -> None:
         stage: sum(extent.planned_bytes(one, stage) for one in subjects[: len(made)])
         for stage, made in pending.items()
     }
+    check_disk(
+        experiment.workspace,
+        planned=planned,
+        folders=[one.folder for made in pending.values() for one in made],
+    )
+
+
+def check_disk(workspace: str, *, planned: Mapping[str, int], folders: Sequence[str]) -> None:
+    """Raise `InputError` if a workspace has no room for what is planned.
+
+    Parameters
+    ----------
+    workspace : str
+        A folder of this machine.
+    planned : mapping
+        Stage -> bytes that it writes.
+    folders : sequence of str
+        Where it writes them, part of which may be there already.
+    """
     total = sum(planned.values())
-    place = _existing(Path(experiment.workspace), what="the workspace")
+    place = _existing(Path(workspace), what="the workspace")
     free = shutil.disk_usage(place).free
     if total <= free:
         return
-    total -= sum(_bytes_in(one.folder) for made in pending.values() for one in made)
+    total -= sum(_bytes_in(one) for one in folders)
     if total > free:
         largest = max(planned, key=lambda stage: planned[stage])
         raise InputError(

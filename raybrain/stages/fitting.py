@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,6 +114,12 @@ class Data:
         """Return the data of one target of an experiment."""
         folder = outputs.subject_store(experiment).folder
         opened = store.open_store(folder, splits="training")
+        if decode.sessions is not None:
+            session = opened.trials["session"]
+            first = np.unique(session)[: decode.sessions]
+            opened = replace(opened, trials=opened.trials[session.isin(first)])
+        if decode.training is not None:
+            experiment = experiment.model_copy(update={"training": decode.training})
         return cls(experiment, target, decode, opened, outputs.features(experiment).folder)
 
     @property
@@ -342,8 +348,11 @@ def _prior_task(data: Data, section: Prior, *, held_out_r2: np.ndarray) -> Prior
 
 def _fit_subjects(data: Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
     """Fit one network to several subjects; return a decoder for each."""
+    whole = data.decode.model_copy(update={"sessions": None})
     found = {
-        one.subject: Data.of(one, data.target, data.decode)
+        one.subject: Data.of(
+            one, data.target, data.decode if one.subject == data.experiment.subject else whole
+        )
         for one in outputs.each_subject(data.experiment)
     }
     extent.check_together(data.experiment, [one.gigabytes for one in found.values()])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.cluster import Need
 
 if TYPE_CHECKING:
-    from raybrain.config import Experiment
+    from raybrain.config import Experiment, Workers
+    from raybrain.outputs import Output
 
 DRAWING = ("features", "reconstruct")
 
@@ -29,6 +31,39 @@ def needs_of(experiment: Experiment, stage: str) -> list[Need]:
         group = experiment.tuning.workers
         found.append(Need("resources.tune", resources.tune, together=group, shrinks=group == 1))
     return found
+
+
+def section_of(experiment: Experiment, output: Output) -> str:
+    """Return which of the ``resources`` decides how fast one output is made."""
+    if output.stage in DRAWING:
+        return "generate"
+    if output.stage == "train":
+        decode = dict(outputs.targets(experiment))[Path(output.folder).name]
+        if decode.prior is not None or not isinstance(decode.decoder, outputs.CLOSED_FORM):
+            return "train"
+    return "tasks"
+
+
+def workers_of(experiment: Experiment, output: Output) -> Workers:
+    """Return the workers that make one output."""
+    found: Workers = getattr(experiment.resources, section_of(experiment, output))
+    return found
+
+
+def with_workers(experiment: Experiment, output: Output, *, workers: Workers) -> Experiment:
+    """Return the experiment with other workers to make one output."""
+    changed = {section_of(experiment, output): workers}
+    return experiment.model_copy(
+        update={"resources": experiment.resources.model_copy(update=changed)}
+    )
+
+
+def held(experiment: Experiment, output: Output) -> dict[str, float]:
+    """Return the CPUs and GPUs that an output is made with at most, for its seal."""
+    if output.stage not in outputs.RUN_STAGES:
+        return {}
+    workers = workers_of(experiment, output)
+    return {"cpus": workers.max * workers.cpus, "gpus": workers.max * workers.gpus}
 
 
 def needs_ahead(experiment: Experiment) -> list[Need]:

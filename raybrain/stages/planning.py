@@ -64,13 +64,13 @@ def _data(experiment: Experiment) -> list[str]:
     present = [file for file in files if file.present]
     absent = [file for file in files if not file.present]
     size = sum(file.bytes or 0 for file in present)
-    lines.append(f"{'':<{STAGE_COLUMN}}{len(present)} files present, {_bytes(size)}")
+    lines.append(f"{'':<{STAGE_COLUMN}}{len(present)} files present, {told_bytes(size)}")
     if absent:
         known = sum(file.bytes or 0 for file in absent)
-        about = f", about {_bytes(known)}" if known else ""
+        about = f", about {told_bytes(known)}" if known else ""
         lines.append(f"{'':<{STAGE_COLUMN}}{len(absent)} files missing{about}:")
         for file in absent:
-            note = f"  {_bytes(file.bytes)}" if file.bytes else ""
+            note = f"  {told_bytes(file.bytes)}" if file.bytes else ""
             lines.append(f"{'':<{STAGE_COLUMN}}  {file.path}{note}")
         if entry.get:
             lines.append(f"{'':<{STAGE_COLUMN}}{entry.get}")
@@ -83,15 +83,15 @@ def _generator(experiment: Experiment) -> list[str]:
 
     settings = experiment.generator
     known = diffusion.CHECKPOINTS.get(settings.checkpoint)
-    about = f" ({known.licence}, about {_bytes(known.bytes)})" if known else ""
+    about = f" ({known.licence}, about {told_bytes(known.bytes)})" if known else ""
     lines = [f"{'generator':<{STAGE_COLUMN}}{settings.checkpoint}{about}"]
     for file in diffusion.wanted_files(settings):
         if file.present:
-            lines.append(f"{'':<{STAGE_COLUMN}}{file.path}, {_bytes(file.path.stat().st_size)}")
+            lines.append(f"{'':<{STAGE_COLUMN}}{file.path}, {told_bytes(file.path.stat().st_size)}")
             continue
         source = file.published
         fetch = (
-            f": fetch {source.path} of {source.repository}, {_bytes(source.bytes)}, "
+            f": fetch {source.path} of {source.repository}, {told_bytes(source.bytes)}, "
             f"{source.licence}"
             if source
             else ""
@@ -100,7 +100,7 @@ def _generator(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _bytes(count: int) -> str:
+def told_bytes(count: int) -> str:
     """Return a size with a decimal unit, as disks and buckets are sold."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 TABLE = "scores.txt"
 SCORES = "scores.npz"
+ERRORS = "decoded.npz"
+"""Squared errors of every image's decoded targets."""
 DECODERS = "decoders.json"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
@@ -107,6 +109,12 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     (folder / DECODERS).write_text(
         json.dumps({name: scores.summary() for name, scores in latents.items()}, indent=2) + "\n"
     )
+    errors: dict[str, Any] = {
+        f"{target}/{name}": values
+        for target, scores in latents.items()
+        for name, values in scores.errors.items()
+    }
+    np.savez(folder / ERRORS, **errors)
     figures = _maps(opened, folder=folder)
     figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)
     captions = captions_of(opened, image_ids=image_ids)

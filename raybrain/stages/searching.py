@@ -370,7 +370,7 @@ def _fit(
         network,
         train=training.resident(task.betas[:], targets=task.targets[:], count=task.count),
         validation=training.resident(task.validation_betas, targets=task.validation_targets),
-        settings=tried.training,
+        settings=decode.training or tried.training,
         seed=seed,
         cosine=decode.decoder.cosine,
         contrast=training.contrast_of(decode.decoder),

@@ -19,6 +19,7 @@ from raybrain.tracking.datasets import Described
 from raybrain.tracking.models import describe_decoder, model_name, register_decoder
 from raybrain.tracking.runs import Run, Tracker, open_tracker
 from raybrain.tracking.studies import StudyLog
+from raybrain.tracking.sweeps import SweepChild, log_sweep
 from raybrain.tracking.work import Work, working
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "Described",
     "Run",
     "StudyLog",
+    "SweepChild",
     "Tracker",
     "Work",
     "describe_decoder",
     "is_server",
+    "log_sweep",
     "model_name",
     "open_tracker",
     "page_of",
