@@ -264,7 +264,7 @@ def _runs(entry: CatalogEntry, *, subject: str) -> list[int] | None:
 def _found_sessions(place: Root, *, layout: Layout, subject: str) -> list[int]:
     folder, _, _name = layout.at(layout.betas, subject=subject).rpartition("/")
     first = layout.betas.rpartition("/")[2].replace("{subject}", subject)
-    pattern = re.escape(first).replace(re.escape("{session}"), r"(\d{2,})")
+    pattern = re.escape(first).replace(re.escape("{session}"), r"([0-9]{2,4})")
     found = (re.fullmatch(pattern, one) for one in place.names(folder))
     return sorted(int(one.group(1)) for one in found if one)
 

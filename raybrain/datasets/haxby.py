@@ -196,7 +196,12 @@ def _is_test(entry: CatalogEntry, *, runs: pd.Series) -> np.ndarray:
     if rule == "every-third-run":
         return (runs % 3 == 0).to_numpy()
     number = rule.removeprefix("run-")
-    if number.isdigit() and rule.startswith("run-") and int(number) in set(runs):
+    if (
+        number.isascii()
+        and number.isdigit()
+        and rule.startswith("run-")
+        and int(number) in set(runs)
+    ):
         return (runs == int(number)).to_numpy()
     raise InputError(
         f"catalog entry {entry.name}: 'split.test' cannot be '{rule}'; write every-third-run, or "

@@ -9,7 +9,7 @@ import pandas as pd
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
-from raybrain.datasets.tables import decode_text
+from raybrain.datasets.tables import decode_text, whole_numbers
 from raybrain.datasets.volumes import read_series
 
 REST = "rest"
@@ -25,12 +25,13 @@ def read_labels(place: Root, path: str) -> pd.DataFrame:
     if rows and rows[0] == ["labels", "chunks"]:
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
-        if len(row) != 2 or not row[1].isdigit():
+        if len(row) != 2:
             raise InputError(
                 f"{name} has '{' '.join(row)}' in row {number}; each row is a label and the number "
                 f"of its run"
             )
-    table = pd.DataFrame(rows, columns=["label", "run"]).astype({"run": int})
+    table = pd.DataFrame(rows, columns=["label", "run"], dtype=str)
+    table["run"] = whole_numbers(table, "run", name=name)
     if table.empty or (np.diff(table["run"]) < 0).any():
         raise InputError(f"{name} must list the volumes run after run; download it again")
     table["run"] += 1 - table["run"].min()

@@ -263,8 +263,8 @@ def _runs(place: Root, *, entry: CatalogEntry, layout: Layout, subject: str) -> 
     folder = layout.fill(layout.results, subject=subject)
     rows = []
     for name in place.names(folder):
-        match = re.fullmatch(r"ses-imagenet(\d+)_task-imagenet_run-(\d+)", name)
-        coco = re.fullmatch(r"ses-coco_task-coco_run-(\d+)", name)
+        match = re.fullmatch(r"ses-imagenet([0-9]{1,4})_task-imagenet_run-([0-9]{1,4})", name)
+        coco = re.fullmatch(r"ses-coco_task-coco_run-([0-9]{1,4})", name)
         if not place.exists(layout.in_results(layout.betas, subject=subject, run=name)):
             continue
         if match:
@@ -282,7 +282,7 @@ def _absent(place: Root, *, layout: Layout, subject: str) -> list[str]:
     folders = [
         name
         for name in place.names(layout.fill(layout.results, subject=subject))
-        if re.fullmatch(r"ses-imagenet\d+_task-imagenet_run-\d+", name)
+        if re.fullmatch(r"ses-imagenet[0-9]{1,4}_task-imagenet_run-[0-9]{1,4}", name)
         and not place.exists(layout.in_results(layout.betas, subject=subject, run=name))
     ]
     if not folders:

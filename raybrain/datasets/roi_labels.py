@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -47,7 +48,7 @@ def parse_ctab(text: str, *, name: str) -> dict[str, int]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) < 2 or not words[0].lstrip("-").isdigit():
+        if len(words) < 2 or not re.fullmatch("-?[0-9]{1,18}", words[0]):
             raise InputError(
                 f"{name} has the line '{line.strip()}'; a label table has lines 'number name'"
             )

@@ -98,7 +98,7 @@ def read_conditions(root: Root, path: str) -> pd.DataFrame:
     table = read_table(root, path, columns=("image_filename",), text=("image_filename",))
     kept = ~table["image_filename"].str.contains(CATCH)
     stems = table.loc[kept, "image_filename"].map(_stem)
-    found = stems.str.extract(r"_(\d+)[a-z]?$")[0]
+    found = stems.str.extract(r"_([0-9]{1,9})[a-z]?$")[0]
     if found.isna().any():
         raise InputError(
             f"{root.at(path)} shows '{stems[found.isna()].iloc[0]}', but the pictures of "

@@ -430,6 +430,7 @@ def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
             for one in finished
         ],
     )
+    tracker.close()
 
 
 def _headline(one: Finished) -> Iterator[tuple[str, float]]:

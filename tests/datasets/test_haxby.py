@@ -54,6 +54,16 @@ def test_a_trial_is_the_mean_of_its_volumes_cleaned_per_run(tmp_path: Path) -> N
     assert recording.trials["image_id"].tolist() == names
 
 
+@pytest.mark.parametrize("number", ["99999999999999999999", "²", "1.5", "one", "1 2", "-"])
+def test_a_run_that_is_no_whole_number_is_refused(tmp_path: Path, number: str) -> None:
+    trees.write_haxby(tmp_path, delay=1)
+    file = next(tmp_path.rglob("labels.txt"))
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows[:5], f"rest {number}", *rows[6:]]))
+    with pytest.raises(InputError, match=r"labels\.txt has"):
+        read(tmp_path)
+
+
 def test_constant_voxels_become_zero_and_are_in_no_roi(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     series = np.column_stack([np.full(40, 0.1), rng.standard_normal(40), 3.0 + np.arange(40.0)])
