@@ -195,14 +195,9 @@ def _is_test(entry: CatalogEntry, *, runs: pd.Series) -> np.ndarray:
         )
     if rule == "every-third-run":
         return (runs % 3 == 0).to_numpy()
-    number = rule.removeprefix("run-")
-    if (
-        number.isascii()
-        and number.isdigit()
-        and rule.startswith("run-")
-        and int(number) in set(runs)
-    ):
-        return (runs == int(number)).to_numpy()
+    by_name = {f"run-{number}": number for number in set(runs)}
+    if rule in by_name:
+        return (runs == by_name[rule]).to_numpy()
     raise InputError(
         f"catalog entry {entry.name}: 'split.test' cannot be '{rule}'; write every-third-run, or "
         f"run-1 to run-{runs.max()} to leave one run out"

@@ -295,9 +295,8 @@ def _layout(entry: CatalogEntry) -> Layout:
 
 def _sessions(place: Root, *, layout: Layout, subject: str) -> list[int]:
     names = place.names(layout.fill(layout.folder, subject=subject))
-    found = [
-        int(one.group(1)) for name in names if (one := re.fullmatch(r"ses-([0-9]{1,4})", name))
-    ]
+    matches = [re.fullmatch(r"ses-([0-9]{1,4})", name) for name in names]
+    found = [int(match.group(1)) for match in matches if match]
     return [
         session
         for session in sorted(found)
