@@ -20,6 +20,7 @@ from raybrain.config import InputError, Section, validate
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.haxby_blocks import (
+    check_responses,
     clean,
     find_blocks,
     find_delay,
@@ -91,6 +92,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     cleaned = clean(series[:, index], run=labels["run"].to_numpy())
     found = find_delay(cleaned[trained], labels=labels[trained])
     shift = found if layout.delay is None else round(layout.delay / TR)
+    check_responses(blocks, labels=labels, shift=shift, name=place.at(places.labels))
     image_id = [
         f"run{run:02d}-{category}"
         for run, category in zip(blocks["run"], blocks["category"], strict=True)

@@ -99,6 +99,29 @@ def _moved(values: np.ndarray, shift: int) -> np.ndarray:
     return moved
 
 
+def responding(start: int, stop: int, *, runs: np.ndarray, shift: int) -> np.ndarray:
+    """Return the volumes of a block's response: those of the block, later by ``shift``, in its run.
+
+    None are left of a block that its run ends with before the response begins.
+    """
+    inside = np.flatnonzero(runs == runs[start])
+    rows = np.arange(start + shift, stop + shift)
+    return rows[(rows >= inside[0]) & (rows <= inside[-1])]
+
+
+def check_responses(blocks: pd.DataFrame, *, labels: pd.DataFrame, shift: int, name: str) -> None:
+    """Raise `InputError` if a block has no volume of response."""
+    runs = labels["run"].to_numpy()
+    columns = (blocks[name].tolist() for name in ("start", "stop", "run", "category"))
+    for start, stop, run, category in zip(*columns, strict=True):
+        if not len(responding(start, stop, runs=runs, shift=shift)):
+            raise InputError(
+                f"{name} has '{category}' in row {start + 1}, where run {run} "
+                f"{'ends' if shift > 0 else 'begins'} without a volume of the response, which is "
+                f"{shift} volumes from its label; label it {REST}, or set layout.delay"
+            )
+
+
 def read_blocks(
     session: int,
     *,
@@ -117,8 +140,5 @@ def read_blocks(
     cleaned = clean(series, run=runs)
     means = np.empty((len(blocks), len(voxels)), dtype=np.float32)
     for row, (start, stop) in zip(means, blocks, strict=True):
-        inside = np.flatnonzero(runs == runs[start])
-        rows = np.arange(start + shift, stop + shift)
-        rows = rows[(rows >= inside[0]) & (rows <= inside[-1])]
-        row[:] = cleaned[rows].mean(axis=0)
+        row[:] = cleaned[responding(start, stop, runs=runs, shift=shift)].mean(axis=0)
     return means

@@ -64,6 +64,22 @@ def test_a_run_that_is_no_whole_number_is_refused(tmp_path: Path, number: str) -
         read(tmp_path)
 
 
+def test_a_block_that_ends_before_its_response_is_refused(tmp_path: Path) -> None:
+    trees.write_haxby(tmp_path, delay=2)
+    file = next(tmp_path.rglob("labels.txt"))
+    rows = file.read_text().splitlines()
+    last = next(n for n, row in enumerate(rows) if row.split()[1] == "1") - 1
+    header = rows[0].startswith("labels")
+    end = last if last > 0 else max(n for n, row in enumerate(rows) if row.endswith(" 0"))
+    number = rows[end].split()[1]
+    # One volume of response is left of the last two, none of the last one.
+    file.write_text("\n".join([*rows[: end - 1], *[f"face {number}"] * 2, *rows[end + 1 :]]))
+    assert np.isfinite(read(tmp_path, layout={"delay": 2.5}).read_session(1)).all()
+    file.write_text("\n".join([*rows[:end], f"face {number}", *rows[end + 1 :]]))
+    with pytest.raises(InputError, match=f"'face' in row {end + (not header)}.*ends without"):
+        read(tmp_path, layout={"delay": 2.5})
+
+
 def test_constant_voxels_become_zero_and_are_in_no_roi(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     series = np.column_stack([np.full(40, 0.1), rng.standard_normal(40), 3.0 + np.arange(40.0)])
