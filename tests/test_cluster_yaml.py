@@ -104,12 +104,12 @@ def test_the_kubernetes_example_scales_as_kuberay_reads_it():
 
 
 def test_every_command_and_file_of_the_docs_exists():
-    from raybrain.cli import COMPARE, INIT, SCHEMA, STAGES
+    from raybrain.cli import COMPARE, INIT, SCHEMA, STAGES, SWEEP
 
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text()
         for stage in re.findall(r"^\$ (?:\S+=\S+ )*raybrain (\S+)", text, re.MULTILINE):
-            assert stage in (*STAGES, COMPARE, INIT, SCHEMA), f"{page}: {stage}"
+            assert stage in (*STAGES, SWEEP, COMPARE, INIT, SCHEMA), f"{page}: {stage}"
         if "generated" in page.parts:
             continue
         for path in re.findall(r"\b(?:jobs|tests|data_catalog)/[\w/.-]+\.(?:py|yaml)", text):

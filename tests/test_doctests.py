@@ -15,11 +15,20 @@ MODULES = [
 
 
 def test_there_are_examples_of_what_scores_and_of_settings():
-    assert {"raybrain.config", "raybrain.evaluation.identification"} <= set(MODULES)
+    assert {
+        "raybrain.api.decoder",
+        "raybrain.api.generator",
+        "raybrain.api.running",
+        "raybrain.config",
+        "raybrain.evaluation.evaluating",
+        "raybrain.evaluation.identification",
+    } <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_give_what_they_say(name):
-    result = doctest.testmod(importlib.import_module(name))
+@pytest.mark.filterwarnings("ignore:of [0-9]+ targets:UserWarning")
+def test_examples_give_what_they_say(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted
     assert result.failed == 0

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from raybrain import plugins
+from raybrain.tracking import tags
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if not {"generated", "_build"} & {*page.parts}]
@@ -15,7 +18,10 @@ sys.path.append(str(DOCS / "_ext"))
 
 
 def named(words):
-    """Return the object of a dotted name, or None."""
+    """Return the object of a dotted name, a tag of a run or a group of entry points, or None."""
+    groups = (plugins.DECODERS, plugins.DATASETS, plugins.METRICS)
+    if words in (*groups, *vars(tags).values()):
+        return words
     parts = words.split(".")
     for length in range(len(parts), 0, -1):
         try:

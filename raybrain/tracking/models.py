@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raybrain.tracking.tags import IDENTITY, MODEL_ID
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -23,8 +25,6 @@ CHAMPION = "champion"
 """Alias of the version with the best validation score of its name."""
 SCORE = "held_out_r2"
 """Tag and metric: mean R² over dimensions on training images that were held out."""
-MODEL_ID = "raybrain.model_id"
-IDENTITY = "raybrain.identity"
 
 
 def model_name(*, dataset: str, subject: str, target: str) -> str:

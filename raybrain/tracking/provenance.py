@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raybrain import __version__
 from raybrain.config import holds_secret
+from raybrain.tracking.tags import COMMAND, VERSION
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The checkout, where the program runs from one."""
@@ -18,8 +19,6 @@ LIBRARIES = ("ray", "torch", "diffusers", "transformers", "zarr", "optuna", "mlf
 PROGRAMS = ("raybrain", "__main__.py", "cli.py")
 COMMIT = "mlflow.source.git.commit"
 DIRTY = "mlflow.source.git.dirty"
-VERSION = "raybrain.version"
-COMMAND = "raybrain.command"
 
 
 @functools.cache

@@ -18,6 +18,20 @@ from raybrain.tracking.outbox import Outbox
 from raybrain.tracking.owner import owner
 from raybrain.tracking.provenance import provenance
 from raybrain.tracking.sending import Sender, placeholder
+from raybrain.tracking.tags import (
+    CANDIDATE,
+    DATASET,
+    DESCRIPTION,
+    ERROR,
+    KIND,
+    NAME,
+    OWNER,
+    PARENT,
+    SETTINGS,
+    STAGE,
+    STUDY,
+    SUBJECT,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,21 +39,7 @@ if TYPE_CHECKING:
 
     from raybrain.tracking.datasets import Described
 
-PARENT = "mlflow.parentRunId"
-DESCRIPTION = "mlflow.note.content"
-NAME = "raybrain.experiment"
-SUBJECT = "raybrain.subject"
-DATASET = "raybrain.dataset"
-STAGE = "raybrain.stage"
-SETTINGS = "raybrain.settings"
-"""Digest of what the results of an experiment depend on."""
-KIND = "mlflow.experimentKind"
-"""Which of its two sets of pages MLflow shows: those of training, not those of chat agents."""
 CLASSIC = "custom_model_development"
-STUDY = "raybrain.study"
-CANDIDATE = "raybrain.candidate"
-OWNER = "raybrain.owner"
-ERROR = "raybrain.error"
 
 
 def open_tracker(settings: Tracking, *, workspace: str) -> Tracker:

@@ -12,24 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raybrain.tracking.models import send_card, send_model
 from raybrain.tracking.owner import alive, is_here
 from raybrain.tracking.redaction import redacted
+from raybrain.tracking.tags import BEST, ERROR, KEY, OWNER, PARENT, STAGE, STUDY, TABLES, WORKED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Record = dict[str, Any]
 
-PARENT = "mlflow.parentRunId"
-STAGE = "raybrain.stage"
-OWNER = "raybrain.owner"
-ERROR = "raybrain.error"
-TABLES = "mlflow.loggedArtifacts"
-"""MLflow's tag by which its pages know which artifacts are tables."""
-STUDY = "raybrain.study"
-BEST = "raybrain.best"
-KEY = "raybrain.key"
-"""Tag by which a run is found again whose making was not answered."""
-WORKED = "raybrain.worked"
-"""Tag: seconds of work by attempt, in JSON."""
 SECONDS = "seconds"
 PER_REQUEST = 1000
 """Metrics, parameters and tags of one request; MLflow's limit, as are the next three."""

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from raybrain.tracking.runs import ERROR, Run, Tracker
+from raybrain.tracking.runs import Run, Tracker
+from raybrain.tracking.tags import ERROR
 
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 

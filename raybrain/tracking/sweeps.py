@@ -8,12 +8,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybrain.tracking.runs import PARENT, STAGE
+from raybrain.tracking.tags import PARENT, SEAL, STAGE
 
 if TYPE_CHECKING:
     from raybrain.tracking.runs import Tracker
 
-SEAL = "raybrain.seal"
 SWEEP = "sweep"
 """Name of the MLflow experiment that holds sweeps, whichever datasets their runs are about: runs
 are compared within an experiment."""
