@@ -132,11 +132,13 @@ def test_whatever_is_killed_the_results_are_the_same_and_nothing_is_done_twice(
             while process.poll() is None and sum(killed.values()) < KILLS:
                 if time.monotonic() > deadline and kill(process, victim, choice):
                     killed[victim] += 1
+                    print(f"{sum(killed.values())} of {KILLS}: {victim}", flush=True)
                     hit = True
                     break
                 time.sleep(0.2)
             said = finish(process)
-            assert process.returncode in (0, 1, 2, -signal.SIGKILL), said[-3000:]
+            # Without its node, a driver is told to stop as if by the keyboard.
+            assert process.returncode in (0, 1, 2, INTERRUPTED, -signal.SIGKILL), said[-3000:]
             if victim == "worker" and hit:
                 survived += process.returncode == 0
             now = written(experiment)
