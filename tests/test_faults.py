@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from raybrain import seal
+from raybrain.cli import INTERRUPTED
 from raybrain.config import Experiment
 from tests.small_run import contents_of, load_experiment, outputs_of
 
