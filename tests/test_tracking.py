@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from raybrain import config, tracking
-from raybrain.config import InputError, Tracking
+from raybrain.config import Experiment, InputError, Tracking
+from raybrain.shipped import DEMO
 from raybrain.tracking import runs
 from raybrain.tracking.address import ARTIFACTS, DATABASE
 
@@ -373,6 +374,20 @@ def test_an_upgrade_keeps_the_database_as_it_was(workspace, tracker):
         tracking.upgrade(server, workspace=workspace)
     with pytest.raises(InputError, match="no runs"):
         tracking.upgrade(SETTINGS, workspace=f"{workspace}/elsewhere")
+
+
+def test_the_page_of_a_run_is_looked_up_once(tmp_path, monkeypatch):
+    from raybrain.stages import browsing
+
+    looked = []
+    monkeypatch.setattr(browsing, "_page", lambda _: looked.append(1) or f"/#/runs/{len(looked)}")
+    demo = Experiment.load(DEMO, f"workspace={tmp_path}")
+    assert [browsing.where(demo).rpartition("/")[2] for _ in range(3)] == ["1", "1", "1"]
+    elsewhere = demo.with_(f"tracking.uri=sqlite:///{tmp_path}/other.db")
+    assert browsing.where(elsewhere).endswith("/2")
+    assert browsing.where(demo.with_("reconstruct.guidance=3")).endswith("/3")
+    (tmp_path / "runs" / "demo" / browsing.PAGE).write_text("{")
+    assert browsing.where(demo).endswith("/4")
 
 
 def test_where_to_look_is_the_page_of_the_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -11,21 +12,44 @@ import urllib.request
 import webbrowser
 from typing import TYPE_CHECKING
 
-from raybrain import tracking
+from raybrain import outputs, places, tracking
 from raybrain.config import InputError
+from raybrain.seal import digest_of
 from raybrain.stages import say
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
 
+PAGE = "page.json"
 PATIENCE = 180
 """Seconds that MLflow's pages may take to answer."""
 
 
 def where(experiment: Experiment) -> str:
-    """Return the address of the run's page, or what to type first where there is no server."""
+    """Return the address of the run's page, or what to type first where there is no server.
+
+    The page is looked up once and then kept beside the run's outputs, for opening MLflow's store
+    takes longer than a command that finds everything sealed.
+    """
     settings, workspace = experiment.tracking, experiment.workspace
-    return tracking.where_to_look(settings, workspace=workspace, page=_page(experiment))
+    file = f"{outputs.run_folder(experiment)}/{PAGE}"
+    about = [tracking.uri_of(settings, workspace=workspace), tracking.identity_of(experiment)]
+    run = digest_of(about)
+    page = _kept(file, run=run)
+    if page is None:
+        page = _page(experiment)
+        if page is not None:
+            places.write_text(file, json.dumps({"run": run, "page": page}) + "\n")
+    return tracking.where_to_look(settings, workspace=workspace, page=page)
+
+
+def _kept(file: str, *, run: str) -> str | None:
+    """Return the page that was found before, if it is of the same run at the same place."""
+    try:
+        kept = json.loads(places.read_text(file))
+        return str(kept["page"]) if kept["run"] == run else None
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged by anything
+        return None
 
 
 def browse(experiment: Experiment) -> None:

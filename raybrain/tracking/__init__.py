@@ -17,7 +17,7 @@ from raybrain.tracking.address import (
 )
 from raybrain.tracking.datasets import Described
 from raybrain.tracking.models import describe_decoder, model_name, register_decoder
-from raybrain.tracking.runs import Run, Tracker, open_tracker
+from raybrain.tracking.runs import Run, Tracker, identity_of, open_tracker
 from raybrain.tracking.studies import StudyLog
 from raybrain.tracking.sweeps import SweepChild, log_sweep
 from raybrain.tracking.work import Work, working
@@ -31,6 +31,7 @@ __all__ = [
     "Tracker",
     "Work",
     "describe_decoder",
+    "identity_of",
     "is_server",
     "log_sweep",
     "model_name",
