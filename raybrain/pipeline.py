@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from raybrain import __version__, claims, cluster, config, outputs, places, seal, tracking
+from raybrain import __version__, cluster, config, leases, outputs, places, seal, tracking
 from raybrain.config import Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, browsing, checking, describing, said_of, say
@@ -340,7 +340,7 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
     # What the cluster cannot give is refused before anything is written or removed.
     with (
         cluster.connect(needs_of(experiment, output.stage)),
-        claims.claim(output.folder, waits=functools.partial(say, output.stage)),
+        leases.lease(output.folder, waits=functools.partial(say, output.stage)),
     ):
         before = _stands(experiment, output)  # another command may have made it meanwhile
         if before.state != "sealed":

@@ -13,14 +13,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from raybrain import claims, places
+from raybrain import leases, places
 from raybrain.config import InputError
 
 HOLDER = """
     import sys, time
-    from raybrain import claims
+    from raybrain import leases
 
-    with claims.claim(sys.argv[1], waits=print):
+    with leases.lease(sys.argv[1], waits=print):
         print("held", flush=True)
         time.sleep(600)
 """
@@ -28,10 +28,10 @@ HOLDER = """
 
 @pytest.fixture
 def bucket(monkeypatch):
-    monkeypatch.setattr(claims, "RENEWED", 0.05)
-    yield "memory://claims/runs/a/report"
+    monkeypatch.setattr(leases, "RENEWED", 0.05)
+    yield "memory://leases/runs/a/report"
     with contextlib.suppress(FileNotFoundError):
-        fsspec.filesystem("memory").rm("/claims", recursive=True)
+        fsspec.filesystem("memory").rm("/leases", recursive=True)
 
 
 def hold(folder: Path) -> subprocess.Popen:
@@ -52,7 +52,7 @@ def test_the_second_is_told_and_goes_on_when_the_first_was_killed(tmp_path):
     entered = threading.Event()
 
     def second() -> None:
-        with claims.claim(str(folder), waits=said.append):
+        with leases.lease(str(folder), waits=said.append):
             entered.set()
 
     waiting = threading.Thread(target=second, daemon=True)
@@ -68,11 +68,11 @@ def test_the_second_is_told_and_goes_on_when_the_first_was_killed(tmp_path):
 
 def test_who_comes_alone_is_told_nothing_and_leaves_the_folder_free(tmp_path):
     for _ in range(2):
-        with claims.claim(str(tmp_path / "a"), waits=pytest.fail):
+        with leases.lease(str(tmp_path / "a"), waits=pytest.fail):
             (tmp_path / "a").mkdir(exist_ok=True)
-            (tmp_path / "a").rmdir()  # redone: the claim is not in the folder
+            (tmp_path / "a").rmdir()  # redone: the lease is not in the folder
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    with claims.claim(a, waits=pytest.fail), claims.claim(b, waits=pytest.fail):
+    with leases.lease(a, waits=pytest.fail), leases.lease(b, waits=pytest.fail):
         pass
 
 
@@ -82,7 +82,7 @@ def test_threads_of_one_command_exclude_each_other(tmp_path):
 
     def work() -> None:
         together.wait()
-        with claims.claim(str(tmp_path / "a"), waits=said.append):
+        with leases.lease(str(tmp_path / "a"), waits=said.append):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.3)
@@ -97,22 +97,22 @@ def test_threads_of_one_command_exclude_each_other(tmp_path):
     assert said
 
 
-def test_a_claim_in_a_bucket_is_renewed_and_then_given_up(bucket):
-    with claims.claim(bucket, waits=pytest.fail):
-        first = places.read_text(claims._beside(bucket))
+def test_a_lease_in_a_bucket_is_renewed_and_then_given_up(bucket):
+    with leases.lease(bucket, waits=pytest.fail):
+        first = places.read_text(leases._beside(bucket))
         time.sleep(0.3)
-        assert places.read_text(claims._beside(bucket)) != first
-    assert not places.exists(claims._beside(bucket))
+        assert places.read_text(leases._beside(bucket)) != first
+    assert not places.exists(leases._beside(bucket))
 
 
-def test_a_renewed_claim_in_a_bucket_is_waited_for(bucket):
+def test_a_renewed_lease_in_a_bucket_is_waited_for(bucket):
     said, order = [], []
 
     def second() -> None:
-        with claims.claim(bucket, waits=said.append):
+        with leases.lease(bucket, waits=said.append):
             order.append("second")
 
-    with claims.claim(bucket, waits=pytest.fail):
+    with leases.lease(bucket, waits=pytest.fail):
         waiting = threading.Thread(target=second, daemon=True)
         waiting.start()
         time.sleep(1.0)
@@ -123,20 +123,20 @@ def test_a_renewed_claim_in_a_bucket_is_waited_for(bucket):
 
 
 @pytest.mark.parametrize("left", ['{"holder": "process 1 on gone abc", "beats": 4}', "", "{"])
-def test_a_claim_in_a_bucket_that_nobody_renews_is_taken_over(bucket, left):
-    places.write_text(claims._beside(bucket), left)
+def test_a_lease_in_a_bucket_that_nobody_renews_is_taken_over(bucket, left):
+    places.write_text(leases._beside(bucket), left)
     said: list[str] = []
-    with claims.claim(bucket, waits=said.append):
-        assert f"process {os.getpid()}" in places.read_text(claims._beside(bucket))
+    with leases.lease(bucket, waits=said.append):
+        assert f"process {os.getpid()}" in places.read_text(leases._beside(bucket))
     assert len(said) == 1
 
 
 def test_who_was_cut_off_from_the_bucket_and_replaced_does_not_seal(bucket):
     def cut_off() -> None:
-        with claims.claim(bucket, waits=pytest.fail):
-            places.write_text(claims._beside(bucket), '{"holder": "another", "beats": 0}')
+        with leases.lease(bucket, waits=pytest.fail):
+            places.write_text(leases._beside(bucket), '{"holder": "another", "beats": 0}')
             time.sleep(0.3)
 
     with pytest.raises(InputError, match="taken over by another command"):
         cut_off()
-    assert "another" in places.read_text(claims._beside(bucket))
+    assert "another" in places.read_text(leases._beside(bucket))

@@ -21,15 +21,15 @@ from raybrain import places
 from raybrain.config import InputError
 
 RENEWED = 10.0
-"""Seconds between two renewals of a claim in a bucket."""
+"""Seconds between two renewals of a lease in a bucket."""
 ABANDONED = 3.5
-"""Renewals without which a claim in a bucket has no holder any more."""
+"""Renewals without which a lease in a bucket has no holder any more."""
 LOOKED = 0.5
 """Seconds between two looks at a lock that another process holds."""
 
 
 @contextlib.contextmanager
-def claim(folder: str, *, waits: Callable[[str], None]) -> Iterator[None]:
+def lease(folder: str, *, waits: Callable[[str], None]) -> Iterator[None]:
     """Hold ``folder`` against other commands while the block lasts.
 
     Parameters
@@ -42,7 +42,7 @@ def claim(folder: str, *, waits: Callable[[str], None]) -> Iterator[None]:
     Raises
     ------
     InputError
-        At the end of the block, if another command took over a claim in a bucket that could not be
+        At the end of the block, if another command took over a lease in a bucket that could not be
         renewed.
     """
     with _held_in_bucket(folder, waits) if places.is_remote(folder) else _locked(folder, waits):
@@ -99,14 +99,14 @@ def _held_in_bucket(folder: str, waits: Callable[[str], None]) -> Iterator[None]
         while not ended.wait(RENEWED):
             beats += 1
             # A bucket that does not answer is asked again; nobody else reaches it either, or they
-            # find this claim abandoned, which the next answer tells.
+            # find this lease abandoned, which the next answer tells.
             with contextlib.suppress(OSError):
                 if _holder(path) not in (mine, ""):
                     lost.set()
                     return
                 places.write_text(path, json.dumps({"holder": mine, "beats": beats}))
 
-    renewing = threading.Thread(target=renew, name="claim", daemon=True)
+    renewing = threading.Thread(target=renew, name="lease", daemon=True)
     renewing.start()
     try:
         yield
@@ -124,7 +124,7 @@ def _held_in_bucket(folder: str, waits: Callable[[str], None]) -> Iterator[None]
 
 
 def _taken(path: str, mine: str) -> bool:
-    """Return whether nobody holds the claim, or nobody renews it, and it is now one's own."""
+    """Return whether nobody holds the lease, or nobody renews it, and it is now one's own."""
     before = _content(path)
     if before is not None:
         waited = time.monotonic()
