@@ -115,3 +115,21 @@ def test_entries_in_ones_own_catalog_go_first(tmp_path, monkeypatch):
     assert catalog.locate("nsd", beside=tmp_path) == str(own)
     assert catalog.load_entry(str(own)).title.startswith("Our copy of")
     assert catalog.load_entry(str(own)).name == "nsd"
+
+
+def test_the_plan_of_data_that_are_not_there_is_a_plan(tmp_path, capsys):
+    entry = tmp_path / "mine.yaml"
+    entry.write_text(
+        "title: Mine\nreader: arrays\nroot: /nowhere\nsubjects: [P1]\n"
+        "rois: {V1: {columns: [V1]}}\nsplit: {test: column}\n"
+        "licence: {name: none, url: 'https://example.org', redistributable: false}\ncite: me\n"
+    )
+    experiment = tmp_path / "study.yaml"
+    experiment.write_text(
+        f"name: study\ndataset: {entry}\nsubject: P1\nworkspace: {tmp_path}/workspace\n"
+        "generator: {checkpoint: pocket-diffusion}\nreconstruct: {mode: z}\n"
+        "decode: {latents: {rois: [V1]}}\n"
+    )
+    assert cli.main(["plan", str(experiment)]) == 0
+    assert "nothing can run yet" in capsys.readouterr().out
+    assert not (tmp_path / "workspace").exists()

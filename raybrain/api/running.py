@@ -31,12 +31,23 @@ class Results:
     Attributes
     ----------
     experiment : Experiment
-    report : str
-        Folder of the table and the gallery.
+    scored : str, optional
+        Folder of a report on other pictures than the experiment's own.
     """
 
     experiment: Experiment
-    report: str
+    scored: str | None = None
+
+    @property
+    def report(self) -> str:
+        """Folder of the table and the gallery.
+
+        Raises
+        ------
+        InputError
+            If the files of the dataset are not there.
+        """
+        return self.scored or outputs.report(self.experiment).folder
 
     @property
     def folder(self) -> str:
@@ -129,7 +140,7 @@ def run(experiment: Experiment, stages: str | Sequence[str] = "run", **options: 
         made = pipeline.RUN[stage](experiment, **options)
         if stage == "evaluate":
             report = made
-    return Results(experiment, report or outputs.report(experiment).folder)
+    return Results(experiment, report)
 
 
 def _absolute(folder: str) -> str:
