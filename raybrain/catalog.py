@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -54,6 +54,7 @@ SCHEMES = (
     "file",
 )
 """Of the file systems a dataset may be read from; each needs its own package for fsspec."""
+Layout = TypeVar("Layout", bound=Section)
 METADATA_HOSTS = ("metadata", "metadata.google.internal", "instance-data")
 
 
@@ -142,6 +143,16 @@ class CatalogEntry(Section):
     """Terms under which the data may be used."""
     cite: str
     """What to cite."""
+
+    def layout_as(self, schema: type[Layout]) -> Layout:
+        """Return ``layout`` as what a reader makes of it, its defaults filled in.
+
+        Raises
+        ------
+        InputError
+            If a choice does not exist or a value does not fit.
+        """
+        return validate(self.layout, schema=schema, source=f"layout of catalog entry {self.name}")
 
 
 def load_entry(dataset: str) -> CatalogEntry:

@@ -8,7 +8,6 @@ assignments. The environment fills ``${NAME}`` or ``${NAME:-default}`` in paths 
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 import re
@@ -1196,8 +1195,7 @@ def _sentence(error: ValidationError, *, schema: type[BaseModel], source: str) -
     if fault["type"] == "extra_forbidden":
         section = _section_at(schema, location[:-1])
         known = list(section.model_fields) if section else []
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        hint = spelling.hint(location[-1], known, otherwise=f"known here: {', '.join(known)}")
         return f"{source}: '{address}' is not a setting; {hint}"
     if fault["type"] == "missing":
         return f"{source}: '{address}' is missing; add it"

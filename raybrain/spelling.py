@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -51,6 +52,22 @@ def read(text: str) -> tuple[Any, Any]:
         raise yaml.YAMLError("it nests too deep") from None
     except ValueError as error:  # such as the 31st of February
         raise yaml.YAMLError(str(error)) from None
+
+
+def hint(name: str, known: Iterable[str], *, otherwise: str) -> str:
+    """Return the end of a sentence about a name that is not there: the one that may be meant.
+
+    Parameters
+    ----------
+    name
+        What was asked for.
+    known
+        What there is.
+    otherwise
+        Said where nothing is alike.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
 
 
 def as_written(typed: Any, spelled: Any, wanted: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from raybrain.config import (
     read_assignment,
     read_mapping,
 )
+from raybrain.spelling import hint
 
 BASE = "experiment"
 """In an axis, the address of another file to start from."""
@@ -232,9 +232,8 @@ def _check_labels(
 
 
 def _close(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-    return f"which is not there; {hint}"
+    told = hint(name, known, otherwise=f"there are {', '.join(known)}")
+    return f"which is not there; {told}"
 
 
 def _merged(

@@ -35,6 +35,31 @@ class Voxels:
     noise_ceiling: np.ndarray
     """(voxel,) float32: explainable variance of a single trial, a fraction; NaN where unknown."""
 
+    @classmethod
+    def on_grid(
+        cls,
+        index: np.ndarray,
+        *,
+        grid: tuple[int, ...],
+        noise_ceiling: np.ndarray | None = None,
+    ) -> Voxels:
+        """Return the voxels at flat places of a volume, their noise ceilings unknown if not given.
+
+        Parameters
+        ----------
+        index : (voxel,) int
+            Ascending, in C order of (x, y, z).
+        grid : tuple of int
+            Of the volume.
+        noise_ceiling : (voxel,) float, optional
+        """
+        known = np.full(len(index), np.nan) if noise_ceiling is None else noise_ceiling
+        return cls(
+            index=index.astype(np.int64),
+            xyz=np.stack(np.unravel_index(index, grid), axis=1).astype(np.int32),
+            noise_ceiling=known.astype(np.float32),
+        )
+
 
 @dataclass(frozen=True)
 class Recording:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from raybrain import store
-from raybrain.config import InputError, Section, validate
+from raybrain.config import InputError, Section
 from raybrain.datasets import Recording
 from raybrain.datasets.arrays_tables import (
     EVERY_VOXEL,
@@ -67,7 +67,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or does not fit another; the message names the file and the remedy.
     """
-    layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    layout = entry.layout_as(Layout)
     place = _place(entry, root)
     folder = _folder(place, subject=subject)
     table = read_trials(place, f"{folder}trials.csv")

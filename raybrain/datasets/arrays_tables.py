@@ -15,7 +15,7 @@ from raybrain.datasets.axes import Axes, find_axes, grid_of
 from raybrain.datasets.files import Root
 from raybrain.datasets.pictures import stem_of
 from raybrain.datasets.roi_labels import resolve
-from raybrain.datasets.splits import assign, held_out
+from raybrain.datasets.splits import assign, check_rule, held_out, trials_of
 from raybrain.datasets.tables import (
     check_ceiling,
     composed,
@@ -180,11 +180,7 @@ def _places(
 
 def split_trials(entry: CatalogEntry, *, table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the recording's trials with the split that the catalog entry names."""
-    if entry.split.test not in TEST_SETS:
-        raise InputError(
-            f"catalog entry {entry.name}: 'split.test' cannot be '{entry.split.test}'; "
-            f"choose from {', '.join(TEST_SETS)}"
-        )
+    check_rule(entry, "test", known=TEST_SETS)
     group = {
         "image": table["image_id"],
         "concept": table["group"],
@@ -198,15 +194,7 @@ def split_trials(entry: CatalogEntry, *, table: pd.DataFrame, name: str) -> pd.D
         )
     else:
         split = _given_split(table, group=group, validation=entry.split.validation, name=name)
-    trials = pd.DataFrame(
-        {
-            "image_id": table["image_id"],
-            "session": table["session"],
-            "run": table["run"],
-            "repeat": table.groupby("image_id").cumcount(),
-            "split": split,
-        }
-    )
+    trials = trials_of(table, split=split)
     mixed = trials.groupby("image_id")["split"].agg(lambda one: (one == "test").nunique() > 1)
     if mixed.any():
         raise InputError(

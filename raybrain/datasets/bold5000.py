@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Section, validate
+from raybrain.config import InputError, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
@@ -32,8 +32,8 @@ from raybrain.datasets.pictures import (
     stem_of,
 )
 from raybrain.datasets.roi_labels import sizes
-from raybrain.datasets.splits import assign, overlap
-from raybrain.datasets.synsets import caption_of, read_words
+from raybrain.datasets.splits import assign, check_rule, overlap, trials_of
+from raybrain.datasets.synsets import caption_of, read_words, synset_of
 from raybrain.datasets.tables import decode_text
 from raybrain.datasets.things_betas import read_volume_session
 from raybrain.datasets.volumes import read_header, read_volume
@@ -81,7 +81,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or contradicts another; the message names the file and the remedy.
     """
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     _check_split(entry)
     files = _session_files(place, layout=layout, subject=subject)
@@ -146,11 +146,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         dataset=entry.name,
         subject=subject,
         trials=trials,
-        voxels=Voxels(
-            index=index.astype(np.int64),
-            xyz=np.stack(np.unravel_index(index, masks.grid), axis=1).astype(np.int32),
-            noise_ceiling=np.full(len(index), np.nan, dtype=np.float32),
-        ),
+        voxels=Voxels.on_grid(index, grid=masks.grid),
         rois=rois,
         images=pd.DataFrame(
             {"image_id": names, "captions": captions, "group": list(map(concept_of, names))}
@@ -189,7 +185,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return every file that ingest of this subject reads, present or not; pictures as a folder."""
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     planned = len(_runs(entry, subject=subject) or ()) or max(
         _found_sessions(place, layout=layout, subject=subject), default=1
@@ -231,24 +227,12 @@ def plain_name(name: str) -> str:
 
 def concept_of(name: str) -> str:
     """Return ImageNet's synset or SUN's scene of a picture; '' for COCO's, which have many."""
-    synset = re.match(r"n\d{8}(?=_|$)", name)
-    return synset.group() if synset else re.sub(r"\d+$", "", name)
-
-
-def _layout(entry: CatalogEntry) -> Layout:
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    return synset_of(name) or re.sub(r"\d+$", "", name)
 
 
 def _check_split(entry: CatalogEntry) -> None:
-    for what, value, known in (
-        ("test", entry.split.test, TEST_SETS),
-        ("group", entry.split.group, ("image", "concept")),
-    ):
-        if value not in known:
-            raise InputError(
-                f"catalog entry {entry.name}: 'split.{what}' cannot be '{value}'; choose from "
-                f"{', '.join(known)}"
-            )
+    check_rule(entry, "test", known=TEST_SETS)
+    check_rule(entry, "group", known=("image", "concept"))
 
 
 def _per_run(entry: CatalogEntry) -> int:
@@ -348,15 +332,8 @@ def _trials(
     group = table["image_id"]
     if entry.split.group == "concept":
         group = concept.where(concept != "", table["image_id"])
-    trials = pd.DataFrame(
-        {
-            "image_id": table["image_id"],
-            "session": table["session"],
-            "run": table["run"],
-            "repeat": table.groupby("image_id").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    trials = trials_of(table, split=split)
     return trials, [
         f"{table['session'].nunique()} sessions, {len(table)} trials; test set repeated: "
         f"{table['image_id'][is_test].nunique()} of {len(repeated)} pictures in "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Section, validate
+from raybrain.config import InputError, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.haxby_blocks import (
@@ -70,7 +70,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or damaged, or if labels and volumes do not fit each other.
     """
-    layout = validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     places = _places(entry, place=place, subject=subject)
     labels = read_labels(place, places.labels)
@@ -119,11 +119,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         dataset=entry.name,
         subject=subject,
         trials=trials,
-        voxels=Voxels(
-            index=index.astype(np.int64),
-            xyz=np.stack(np.unravel_index(index, (x, y, z)), axis=1).astype(np.int32),
-            noise_ceiling=np.full(len(index), np.nan, dtype=np.float32),
-        ),
+        voxels=Voxels.on_grid(index, grid=(x, y, z)),
         rois={name: mask[index] for name, mask in masks.items()},
         images=images[["image_id", "captions", "group"]],
         read_session=partial(

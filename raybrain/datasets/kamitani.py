@@ -10,7 +10,6 @@ shapes, letters, or imagery.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from raybrain.config import InputError, Positive, Section, validate
+from raybrain.config import InputError, Positive, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.bdata import Heading, read_column, read_heading, read_rows
 from raybrain.datasets.contents import picture_folder
@@ -34,9 +33,10 @@ from raybrain.datasets.kamitani_labels import (
 )
 from raybrain.datasets.pictures import find_pictures, names_and_sizes, read_pictures, read_sides
 from raybrain.datasets.roi_labels import resolve, sizes
-from raybrain.datasets.splits import assign, overlap
+from raybrain.datasets.splits import assign, overlap, trials_of
 from raybrain.datasets.synsets import caption_of, read_words
 from raybrain.datasets.things_betas import check_finite
+from raybrain.spelling import hint
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry, Roi
@@ -111,7 +111,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or contradicts another; the message names the file and the remedy.
     """
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     parts = _parts(entry, layout=layout)
     samples: dict[str, Samples] = {
@@ -178,7 +178,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return every file that ingest of this subject reads, present or not; pictures as a folder."""
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     parts = _parts(entry, layout=layout)
     most = entry.expect.get("bytes")
@@ -196,10 +196,6 @@ def required_files(
         *(place.required(path) for path in (*tables, layout.words)),
         picture_folder(place, layout.images, shown=shown),
     ]
-
-
-def _layout(entry: CatalogEntry) -> Layout:
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
 
 
 def _parts(entry: CatalogEntry, *, layout: Layout) -> tuple[Part, ...]:
@@ -278,9 +274,8 @@ def _samples(place: Root, *, layout: Layout, subject: str, part: Part) -> Sample
 def _label_column(heading: Heading, *, name: str, wanted: str | None) -> str:
     if wanted is not None:
         if not len(heading.columns(wanted)):
-            close = difflib.get_close_matches(wanted, list(heading.keys), n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(heading.keys)}"
-            raise InputError(f"{name} has no column '{wanted}' (layout.label); {hint}")
+            told = hint(wanted, heading.keys, otherwise=f"it has {', '.join(heading.keys)}")
+            raise InputError(f"{name} has no column '{wanted}' (layout.label); {told}")
         return wanted
     # Numbers that the file itself gives names to need no table.
     first = [one for one in LABELS if one in heading.labels]
@@ -392,10 +387,9 @@ def _voxels(entry: CatalogEntry, *, place: Root, heading: Heading) -> Chosen:
         mask = np.zeros(len(columns), dtype=bool)
         for key in roi.columns:
             if key not in heading.keys:
-                close = difflib.get_close_matches(key, list(heading.keys), n=1)
                 known = ", ".join(one for one in heading.keys if one.startswith("ROI_"))
-                hint = f"did you mean '{close[0]}'?" if close else f"it has {known or 'none'}"
-                raise InputError(f"{name} has no column '{key}'; {hint}")
+                told = hint(key, heading.keys, otherwise=f"it has {known or 'none'}")
+                raise InputError(f"{name} has no column '{key}'; {told}")
             values = heading.keys[key][columns]
             if not np.isin(values[~np.isnan(values)], (0, 1)).all():
                 raise InputError(
@@ -466,15 +460,8 @@ def _trials(entry: CatalogEntry, *, table: pd.DataFrame) -> tuple[pd.DataFrame, 
         "concept": concept,
         "run": "run " + table["run"].astype(str),
     }[entry.split.group]
-    trials = pd.DataFrame(
-        {
-            "image_id": table["image_id"],
-            "session": table["session"].astype(np.int64),
-            "run": table["run"],
-            "repeat": table.groupby("image_id").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    trials = trials_of(table, split=split)
     return trials, [
         f"{int((~is_test).sum())} training samples of {table['image_id'][~is_test].nunique()} "
         f"pictures; test set {entry.split.test}: {table['image_id'][is_test].nunique()} pictures "

@@ -16,6 +16,7 @@ import numpy as np
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
 from raybrain.datasets.pictures import stem_of
+from raybrain.datasets.synsets import synset_of
 from raybrain.datasets.tables import decode_text
 
 FIRST_STIMULUS_ID = 1_000_000
@@ -90,13 +91,12 @@ def stimulus_name(value: float) -> str:
 
 def concept_of(name: str) -> str:
     """Return the synset of an ImageNet picture, and of any other the name without its number."""
-    found = re.match(r"n\d{8}(?=_|$)", name)
-    return found.group() if found else re.sub(r"[_-]?\d+$", "", name) or name
+    return synset_of(name) or re.sub(r"[_-]?\d+$", "", name) or name
 
 
 def is_synset(name: str) -> bool:
     """Return whether a name is a synset alone, no picture of it."""
-    return re.fullmatch(r"n\d{8}", name) is not None
+    return synset_of(name) == name
 
 
 def _millionths(value: float) -> int:

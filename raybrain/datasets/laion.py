@@ -19,14 +19,14 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Positive, Section, validate
+from raybrain.config import InputError, Positive, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.hdf5 import opened
 from raybrain.datasets.masks import read_masks
 from raybrain.datasets.pictures import decode, side_of
 from raybrain.datasets.roi_labels import sizes
-from raybrain.datasets.splits import assign, overlap
+from raybrain.datasets.splits import assign, check_rule, overlap, trials_of
 from raybrain.datasets.tables import read_table, whole_numbers
 from raybrain.datasets.things_betas import read_volume_session
 from raybrain.datasets.volumes import read_header, read_volume
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ATLAS = "rois"
 """The folder of derivatives that the masks lie in."""
-TEST_SETS = r"random_[0-4]|cluster_k5_[0-4]|tau|ood"
+TEST_SETS = ("random_[0-4]", "cluster_k5_[0-4]", "tau", "ood")
 """The dataset's own splits: random folds, one CLIP cluster held out, a split whose test images are
 no nearer to training than they must be, and images of other kinds."""
 UNKNOWN = "a photograph"
@@ -144,11 +144,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         dataset=entry.name,
         subject=subject,
         trials=trials,
-        voxels=Voxels(
-            index=index.astype(np.int64),
-            xyz=np.stack(np.unravel_index(index, masks.grid), axis=1).astype(np.int32),
-            noise_ceiling=ceiling[index].astype(np.float32),
-        ),
+        voxels=Voxels.on_grid(index, grid=masks.grid, noise_ceiling=ceiling[index]),
         rois=rois,
         images=pd.DataFrame(
             {"image_id": names, "captions": captions, "group": list(map(group_of, names))}
@@ -281,16 +277,9 @@ def single_trial(percent: np.ndarray, *, repeats: int) -> np.ndarray:
 
 
 def _layout(entry: CatalogEntry) -> Layout:
-    for what, value, known in (
-        ("test", entry.split.test, TEST_SETS),
-        ("group", entry.split.group, "image|concept|cluster"),
-    ):
-        if not re.fullmatch(known, value):
-            raise InputError(
-                f"catalog entry {entry.name}: 'split.{what}' cannot be '{value}'; choose from "
-                f"{known.replace('|', ', ')}"
-            )
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    check_rule(entry, "test", known=TEST_SETS)
+    check_rule(entry, "group", known=("image", "concept", "cluster"))
+    return entry.layout_as(Layout)
 
 
 def _sessions(place: Root, *, layout: Layout, subject: str) -> list[int]:
@@ -340,15 +329,8 @@ def _trials(
     concept = group.map(group_of)
     if entry.split.group != "image":
         group = concept.where(concept != "", group)
-    trials = pd.DataFrame(
-        {
-            "image_id": table["image_id"],
-            "session": table["session"],
-            "run": table["run"],
-            "repeat": table.groupby("image_id").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    trials = trials_of(table, split=split)
     return (
         table,
         trials,

@@ -9,7 +9,6 @@ ships, or labels of a ``.dlabel.nii`` such as those of its category localizer.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Section, validate
+from raybrain.config import InputError, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.cifti import Maps, read_heading, read_maps
 from raybrain.datasets.contents import picture_folder
@@ -32,10 +31,11 @@ from raybrain.datasets.pictures import (
     stem_of,
 )
 from raybrain.datasets.roi_labels import resolve, sizes, whole_labels
-from raybrain.datasets.splits import assign, held_out, overlap
-from raybrain.datasets.synsets import caption_of, read_words
+from raybrain.datasets.splits import assign, check_rule, held_out, overlap, trials_of
+from raybrain.datasets.synsets import caption_of, read_words, synset_of
 from raybrain.datasets.tables import decode_text
 from raybrain.datasets.things_betas import check_finite
+from raybrain.spelling import hint
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry, Roi
@@ -160,7 +160,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             {
                 "image_id": names,
                 "captions": [_caption(name, words=words) for name in names],
-                "group": [concept_of(name) for name in names],
+                "group": [synset_of(name) for name in names],
             }
         ),
         read_session=partial(
@@ -231,27 +231,14 @@ def required_files(
     ]
 
 
-def concept_of(name: str) -> str:
-    """Return ImageNet's synset of a picture; '' for COCO's, which have many."""
-    found = re.match(r"n\d{8}(?=_|$)", name)
-    return found.group() if found else ""
-
-
 def _picture(name: str) -> str:
     return stem_of(name.rsplit("/", 1)[-1])
 
 
 def _layout(entry: CatalogEntry) -> Layout:
-    for what, value, known in (
-        ("test", entry.split.test, TEST_SETS),
-        ("group", entry.split.group, ("image", "concept")),
-    ):
-        if value not in known:
-            raise InputError(
-                f"catalog entry {entry.name}: 'split.{what}' cannot be '{value}'; choose from "
-                f"{', '.join(known)}"
-            )
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    check_rule(entry, "test", known=TEST_SETS)
+    check_rule(entry, "group", known=("image", "concept"))
+    return entry.layout_as(Layout)
 
 
 def _runs(place: Root, *, entry: CatalogEntry, layout: Layout, subject: str) -> pd.DataFrame:
@@ -306,7 +293,7 @@ def _check_labels(place: Root, path: str, *, names: Sequence[str], betas: str) -
 
 
 def _trials(entry: CatalogEntry, *, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    concept = table["image_id"].map(concept_of)
+    concept = table["image_id"].map(synset_of)
     of = concept.where(concept != "", table["image_id"])
     rule = entry.split.test
     if rule == "coco":
@@ -316,15 +303,8 @@ def _trials(entry: CatalogEntry, *, table: pd.DataFrame) -> tuple[pd.DataFrame, 
         tested = held_out(what, fraction=HELD_OUT, salt="test")
         is_test = what.isin(tested).to_numpy()
     group = of if entry.split.group == "concept" else table["image_id"]
-    trials = pd.DataFrame(
-        {
-            "image_id": table["image_id"],
-            "session": table["session"].astype(np.int64),
-            "run": table["run"].astype(np.int64),
-            "repeat": table.groupby("image_id").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    trials = trials_of(table, split=split)
     return trials, [
         f"{table['session'].nunique()} sessions, {len(table)} trials; test set {rule}: "
         f"{table['image_id'][is_test].nunique()} pictures in {int(is_test.sum())} trials",
@@ -333,7 +313,7 @@ def _trials(entry: CatalogEntry, *, table: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def _caption(name: str, *, words: Mapping[str, str]) -> tuple[str, ...]:
-    concept = concept_of(name)
+    concept = synset_of(name)
     return caption_of(concept, words=words) if concept else (UNKNOWN,)
 
 
@@ -403,9 +383,8 @@ def _areas(place: Root, *, layout: Layout, vertices: int) -> dict[str, np.ndarra
 def _pick(masks: Mapping[str, np.ndarray], *, labels: Sequence[str], atlas: str) -> np.ndarray:
     for label in labels:
         if label not in masks:
-            close = difflib.get_close_matches(label, list(masks), n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(masks)}"
-            raise InputError(f"atlas {atlas} has no label '{label}'; {hint}")
+            told = hint(label, masks, otherwise=f"it has {', '.join(masks)}")
+            raise InputError(f"atlas {atlas} has no label '{label}'; {told}")
     return np.logical_or.reduce([masks[label] for label in labels])
 
 

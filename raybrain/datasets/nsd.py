@@ -20,7 +20,7 @@ from raybrain.datasets import nsd_tables as tables
 from raybrain.datasets.files import RequiredFile, Root
 from raybrain.datasets.nsd_betas import parts, read_session, read_types, scale_of, session_files
 from raybrain.datasets.nsd_space import Layout, label_files, layout_of, read_regions
-from raybrain.datasets.splits import assign, caption_clusters, held_out
+from raybrain.datasets.splits import assign, caption_clusters, check_rule, held_out, trials_of
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
@@ -170,11 +170,7 @@ def _choose_sessions(
         raise place.missing(f"{folder}/betas_session01.{layout.format or 'nii.gz'}")
     planned = _planned_sessions(entry, subject)
     rule = entry.split.test
-    if rule not in TEST_SETS:
-        raise InputError(
-            f"catalog entry {entry.name}: 'split.test' cannot be '{rule}'; "
-            f"choose from {', '.join(TEST_SETS)}"
-        )
+    check_rule(entry, "test", known=TEST_SETS)
     sessions = list(files)
     notes = []
     gaps = [str(number) for number in range(1, max(files) + 1) if number not in files]
@@ -286,15 +282,8 @@ def _trials(
             # Chosen among all clusters, not among those shown so far.
             tested = held_out(clusters.values(), fraction=CLUSTERED_TEST, salt="test")
             is_test = cluster.isin(tested).to_numpy()
-    trials = pd.DataFrame(
-        {
-            "image_id": names,
-            "session": shown["session"],
-            "run": shown["run"],
-            "repeat": shown.groupby("nsd_id").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    trials = trials_of(shown.assign(image_id=names), split=split)
     tests, trained = trials[is_test], trials[~is_test]
     return trials, [
         f"{trials['session'].nunique()} sessions, {len(trials)} trials; "

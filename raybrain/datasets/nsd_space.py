@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raybrain.config import InputError, Positive, Section, validate
+from raybrain.config import InputError, Positive, Section
 from raybrain.datasets import Voxels
 from raybrain.datasets.files import Root
 from raybrain.datasets.roi_labels import LABELS, parse_ctab, pick_labels, resolve
@@ -94,7 +94,7 @@ class Regions:
 
 def layout_of(entry: CatalogEntry) -> Layout:
     """Return the choices of a catalog entry, checked."""
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
+    return entry.layout_as(Layout)
 
 
 def read_regions(entry: CatalogEntry, *, layout: Layout, place: Root, subject: str) -> Regions:
@@ -155,11 +155,7 @@ def read_regions(entry: CatalogEntry, *, layout: Layout, place: Root, subject: s
             f"no voxel of {subject} in {place.url} lies in an ROI of the catalog entry "
             f"{entry.name}; choose other labels"
         )
-    voxels = Voxels(
-        index=index.astype(np.int64),
-        xyz=np.stack(np.unravel_index(index, grid), axis=1).astype(np.int32),
-        noise_ceiling=single_trial_ceiling(ratio[index]),
-    )
+    voxels = Voxels.on_grid(index, grid=grid, noise_ceiling=single_trial_ceiling(ratio[index]))
     rois = {name: mask.reshape(-1)[index] for name, mask in masks.items()}
     notes.extend(_sizes(entry, layout=layout, subject=subject, rois=rois))
     unknown = int(np.isnan(voxels.noise_ceiling).sum())

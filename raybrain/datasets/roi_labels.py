@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from raybrain.catalog import CatalogEntry, Roi
 from raybrain.config import InputError
+from raybrain.spelling import hint
 
 _KASTNER = (
     "V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A "
@@ -142,7 +142,6 @@ def pick_labels(
     for label in labels:
         if label not in table:
             known = [name for name, number in table.items() if number > 0]
-            close = difflib.get_close_matches(label, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known)}"
-            raise InputError(f"atlas {atlas} has no label '{label}'; {hint}")
+            told = hint(label, known, otherwise=f"it has {', '.join(known)}")
+            raise InputError(f"atlas {atlas} has no label '{label}'; {told}")
     return np.isin(volume, [table[label] for label in labels if table[label] > 0])

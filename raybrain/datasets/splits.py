@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,47 @@ def assign(*, is_test: np.ndarray, group: pd.Series, validation: float) -> np.nd
     split = np.where(group.isin(validating), "validation", "train").astype(object)
     split[is_test] = "test"
     return split
+
+
+def check_rule(
+    entry: CatalogEntry, what: Literal["test", "group"], *, known: Sequence[str]
+) -> None:
+    """Raise `InputError` if the entry's split names a rule that its reader does not know.
+
+    Parameters
+    ----------
+    what
+        Which of the split's rules.
+    known
+        Names, or patterns of names.
+    """
+    value = getattr(entry.split, what)
+    if not any(re.fullmatch(one, value) for one in known):
+        raise InputError(
+            f"catalog entry {entry.name}: 'split.{what}' cannot be '{value}'; choose from "
+            f"{', '.join(known)}"
+        )
+
+
+def trials_of(table: pd.DataFrame, *, split: np.ndarray) -> pd.DataFrame:
+    """Return a recording's trials.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Trials in order, with columns image_id, session and run.
+    split : (trial,) str
+        From `assign`.
+    """
+    return pd.DataFrame(
+        {
+            "image_id": table["image_id"],
+            "session": table["session"],
+            "run": table["run"],
+            "repeat": table.groupby("image_id").cumcount(),
+            "split": split,
+        }
+    )
 
 
 def overlap(

@@ -25,6 +25,12 @@ def read_words(root: Root, path: str) -> dict[str, str]:
     return found
 
 
+def synset_of(name: str) -> str:
+    """Return the synset that an ImageNet picture's name begins with, '' for any other name."""
+    found = re.match(r"n\d{8}(?=_|$)", name)
+    return found.group() if found else ""
+
+
 def caption_of(concept: str, *, words: Mapping[str, str]) -> tuple[str, ...]:
     """Return the text of a synset, or a name with blanks where it has none."""
     return (words.get(concept) or concept.replace("_", " ").strip() or concept,)

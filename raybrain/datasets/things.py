@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from raybrain.config import InputError, Section, validate
+from raybrain.config import InputError, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets import things_tables as tables
 from raybrain.datasets.contents import picture_folder
@@ -84,7 +84,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
     InputError
         If a file is missing or contradicts another; the message names the file and the remedy.
     """
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     voxels_file = layout.voxels_file(subject)
     table = tables.read_voxels(place, voxels_file)
@@ -153,7 +153,7 @@ def required_files(
     entry: CatalogEntry, *, root: str, subject: str, settings: Ingest
 ) -> list[RequiredFile]:
     """Return every file that ingest of this subject reads, present or not; pictures as a folder."""
-    layout = _layout(entry)
+    layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     files = [layout.voxels_file(subject)]
     if layout.source == "betas_vol":
@@ -172,10 +172,6 @@ def required_files(
             shown = set(tables.split_trials(entry, trials=listed)[0]["stem"])
     folder = picture_folder(place, layout.images, shown=shown)
     return [*(place.required(path) for path in (*files, layout.concepts)), folder]
-
-
-def _layout(entry: CatalogEntry) -> Layout:
-    return validate(entry.layout, schema=Layout, source=f"layout of catalog entry {entry.name}")
 
 
 def _masks(entry: CatalogEntry, *, table: pd.DataFrame, name: str) -> dict[str, np.ndarray]:

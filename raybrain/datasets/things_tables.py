@@ -18,7 +18,7 @@ import pandas as pd
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
 from raybrain.datasets.pictures import stem_of
-from raybrain.datasets.splits import assign
+from raybrain.datasets.splits import assign, check_rule, trials_of
 from raybrain.datasets.tables import check_ceiling, flags, numbers, read_table, whole_numbers
 
 if TYPE_CHECKING:
@@ -195,11 +195,7 @@ def split_trials(
     entry: CatalogEntry, *, trials: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Return the kept rows of ``trials``, the recording's trials, and what to tell."""
-    if entry.split.test not in TEST_SETS:
-        raise InputError(
-            f"catalog entry {entry.name}: 'split.test' cannot be '{entry.split.test}'; "
-            f"choose from {', '.join(TEST_SETS)}"
-        )
+    check_rule(entry, "test", known=TEST_SETS)
     if entry.split.group not in ("image", "concept"):
         raise InputError(
             f"catalog entry {entry.name}: 'split.group' cannot be '{entry.split.group}'; "
@@ -221,15 +217,8 @@ def split_trials(
     kept = trials.reset_index(drop=True)
     is_test = kept["is_test"].to_numpy(dtype=bool)
     group = kept["concept"] if entry.split.group == "concept" else kept["stem"]
-    table = pd.DataFrame(
-        {
-            "image_id": kept["stem"],
-            "session": kept["session"],
-            "run": kept["run"],
-            "repeat": kept.groupby("stem").cumcount(),
-            "split": assign(is_test=is_test, group=group, validation=entry.split.validation),
-        }
-    )
+    split = assign(is_test=is_test, group=group, validation=entry.split.validation)
+    table = trials_of(kept.rename(columns={"stem": "image_id"}), split=split)
     mixed = set(kept["stem"][is_test]) & set(kept["stem"][~is_test])
     if mixed:
         raise InputError(

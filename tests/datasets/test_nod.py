@@ -12,7 +12,7 @@ from nibabel import cifti2
 from raybrain.config import Ingest, InputError
 from raybrain.datasets import Recording, cifti, open_recording
 from raybrain.datasets.files import Root
-from raybrain.datasets.nod import concept_of
+from raybrain.datasets.synsets import synset_of
 from tests.datasets import nod_tree as trees
 from tests.datasets.entries import make, nod_entry
 
@@ -115,7 +115,7 @@ def test_voxels_below_the_cortex_are_not_read(tmp_path: Path) -> None:
 
 def test_test_categories_are_absent_from_training(tree: trees.Tree) -> None:
     recording = read(tree.root)
-    concept = recording.trials["image_id"].map(concept_of)
+    concept = recording.trials["image_id"].map(synset_of)
     tested = set(concept[recording.trials["split"] == "test"])
     assert tested
     assert not tested & set(concept[recording.trials["split"] != "test"])
