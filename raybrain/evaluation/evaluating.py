@@ -100,9 +100,11 @@ def evaluate(
         raise InputError(f"scores tell an image from others, so 2 are needed; seen has {images}")
     if training is not None:
         training = _pictures(training, name="training", images=None, dimensions=(4,))
-    floors = floor_rows(seen if training is None else training, images=images, seed=seed)
-    if training is None:
-        del floors[RANDOM_TRAINING]
+    floors = {}
+    if MEAN_IMAGE not in rows:
+        floors[MEAN_IMAGE] = mean_image(seen if training is None else training, images=images)
+    if RANDOM_TRAINING not in rows and training is not None:
+        floors[RANDOM_TRAINING] = _at_random(training, images=images, seed=seed)
     table = score_rows(
         seen,
         {**floors, **{name: row if row.ndim == 5 else row[:, None] for name, row in rows.items()}},
@@ -129,13 +131,17 @@ def floor_rows(training: Images, *, images: int, seed: int) -> dict[str, Images]
     seed : int
         Of the draw.
     """
-    at_random = random_training(
-        training=len(training), images=images, samples=RANDOM_SAMPLES, seed=seed
-    )
     return {
         MEAN_IMAGE: mean_image(training, images=images),
-        RANDOM_TRAINING: training[at_random],
+        RANDOM_TRAINING: _at_random(training, images=images, seed=seed),
     }
+
+
+def _at_random(training: Images, *, images: int, seed: int) -> Images:
+    chosen = random_training(
+        training=len(training), images=images, samples=RANDOM_SAMPLES, seed=seed
+    )
+    return training[chosen]
 
 
 def _pictures(
