@@ -45,7 +45,7 @@ def lease(folder: str, *, waits: Callable[[str], None]) -> Iterator[None]:
         At the end of the block, if another command took over a lease in a bucket that could not be
         renewed.
     """
-    with _held_in_bucket(folder, waits) if places.is_remote(folder) else _locked(folder, waits):
+    with _held_in_bucket(folder, waits) if places.is_remote(folder) else _on_disk(folder, waits):
         yield
 
 
@@ -64,23 +64,55 @@ def _myself() -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: str, waits: Callable[[str], None]) -> Iterator[None]:
+def locked(file: Path, *, says: str, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that the system releases with this process, however that ends.
+
+    Parameters
+    ----------
+    file : Path
+        On a disk; it stays behind.
+    says : str
+        What others are told of this holder.
+    busy : callable
+        Told what another holder says, once; this process waits for it unless that raises.
+    """
     from filelock import FileLock, Timeout
 
-    file = Path(_beside(folder))
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not of a thread: the driver's threads each make an output, and each asks for its own lock.
     lock = FileLock(file, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        waits(_sentence(folder, file.read_text().strip() or "another process"))
+        busy(file.read_text().strip())
         lock.acquire(poll_interval=LOOKED)
     try:
-        file.write_text(_myself() + "\n")
+        file.write_text(says + "\n")
         yield
     finally:
         lock.release()
+
+
+def holder_of(file: Path) -> str | None:
+    """Return what the holder of a lock says of itself, or None if nobody holds it."""
+    from filelock import FileLock, Timeout
+
+    if not file.is_file():
+        return None
+    try:
+        with FileLock(file, thread_local=False).acquire(timeout=0):
+            return None
+    except Timeout:
+        return file.read_text().strip()
+
+
+@contextlib.contextmanager
+def _on_disk(folder: str, waits: Callable[[str], None]) -> Iterator[None]:
+    def busy(holder: str) -> None:
+        waits(_sentence(folder, holder or "another process"))
+
+    with locked(Path(_beside(folder)), says=_myself(), busy=busy):
+        yield
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybrain import places
+from raybrain import leases, places
 from raybrain.config import InputError
 
 if TYPE_CHECKING:
@@ -94,35 +93,21 @@ def alone(workspace: str, *, name: str) -> Iterator[None]:
     if places.is_remote(workspace):
         yield
         return
-    file = Path(workspace, LOCK)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as lock:  # the lock dies with this process, however it dies
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{_holder(file)} is under way in {workspace}, and sweeps of one workspace share "
-                f"what they make; wait for it, or choose another workspace="
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{name} {os.getpid()}")
-        lock.flush()
+
+    def refuse(holder: str) -> None:
+        sweep, _, process = holder.rpartition(" ")
+        raise InputError(
+            f"the sweep '{sweep}' (process {process}) is under way in {workspace}, and sweeps of "
+            f"one workspace share what they make; wait for it, or choose another workspace="
+        )
+
+    with leases.locked(Path(workspace, LOCK), says=f"{name} {os.getpid()}", busy=refuse):
         yield
 
 
 def under_way(workspace: str, *, name: str) -> bool:
     """Return whether a process is at work on the sweep of this name."""
-    file = Path(workspace, LOCK)
-    if places.is_remote(workspace) or not file.is_file():
+    if places.is_remote(workspace):
         return False
-    with file.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return file.read_text().rpartition(" ")[0] == name
-    return False
-
-
-def _holder(file: Path) -> str:
-    name, _, process = file.read_text().rpartition(" ")
-    return f"the sweep '{name}' (process {process})"
+    holder = leases.holder_of(Path(workspace, LOCK))
+    return holder is not None and holder.rpartition(" ")[0] == name
