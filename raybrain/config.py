@@ -878,12 +878,22 @@ class Experiment(Section):
         >>> raybrain.Experiment.load(raybrain.DEMO, "seed=1").seed
         1
         """
-        found = load(path, assignments, schema=cls)
-        # Ray moves the working directory of its workers, so every path is made absolute here, once.
-        absolute = {"dataset": shipped.locate(found.dataset, beside=Path(path).parent)}
-        if "://" not in found.workspace:
-            absolute["workspace"] = str(Path(found.workspace).absolute())
-        return found.model_copy(update=absolute)
+        return load(path, assignments, schema=cls).with_whole_paths(beside=Path(path).parent)
+
+    def with_whole_paths(self, *, beside: Path) -> Experiment:
+        """Return the experiment with paths that hold from anywhere.
+
+        Ray moves the working directory of its workers.
+
+        Parameters
+        ----------
+        beside : Path
+            Where a dataset that is named by a relative path is looked for if not here.
+        """
+        absolute = {"dataset": shipped.locate(self.dataset, beside=beside)}
+        if "://" not in self.workspace:
+            absolute["workspace"] = str(Path(self.workspace).absolute())
+        return self.model_copy(update=absolute)
 
     def with_(self, *changes: str | Mapping[str, Any], source: str = "with_") -> Experiment:
         """Return the experiment with other values at some addresses.

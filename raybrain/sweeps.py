@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybrain import catalog, cluster
 from raybrain.config import (
     NAMING,
     Experiment,
@@ -101,25 +100,20 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
         base = str(settings.pop(BASE, sweep.experiment))
         if base not in bases:
             # Before the axes, so that these may replace a whole section of it.
-            bases[base] = cluster.with_settings(
-                cluster.with_settings(
-                    _base(base, beside=file.parent), sweep.settings, source=f"{file} (settings)"
-                ),
-                typed,
-                source="the command line",
+            common = _base(base, beside=file.parent).with_(
+                sweep.settings, source=f"{file} (settings)"
             )
+            bases[base] = common.with_(typed, source="the command line")
         name = "-".join([sweep.name, *map(_as_name, labels.values())])
         if name in runs:
             raise InputError(
                 f"{file}: two runs would both be called '{name}'; give their labels different names"
             )
         where = ", ".join(f"{axis}={label}" for axis, label in labels.items())
-        experiment = cluster.with_settings(
-            bases[base],
-            {**settings, "name": name, "folders": "by_seal"},
-            source=f"{file} ({where})",
+        experiment = bases[base].with_(
+            {**settings, "name": name, "folders": "by_seal"}, source=f"{file} ({where})"
         )
-        runs[name] = SweepRun(labels, _with_whole_paths(experiment, beside=file.parent))
+        runs[name] = SweepRun(labels, experiment.with_whole_paths(beside=file.parent))
     if not runs:
         raise InputError(f"{file}: 'without' leaves out every run; shorten it")
     workspaces = {run.experiment.workspace for run in runs.values()}
@@ -135,22 +129,11 @@ def load_sweep(path: str, assignments: tuple[str, ...] = ()) -> Runs:
     return Runs(sweep, tuple(runs.values()), workspaces.pop())
 
 
-def _with_whole_paths(experiment: Experiment, *, beside: Path) -> Experiment:
-    # Ray moves the working directory of its workers, so every path is made absolute here, once.
-    absolute = {"dataset": catalog.locate(experiment.dataset, beside=beside)}
-    if "://" not in experiment.workspace:
-        absolute["workspace"] = str(Path(experiment.workspace).absolute())
-    return experiment.model_copy(update=absolute)
-
-
 def _base(path: str, *, beside: Path) -> Experiment:
     file = Path(path)
     if not file.is_file() and (beside / file).is_file():
         file = beside / file
-    experiment = load(file, schema=Experiment)
-    # An entry is looked for beside the experiment that names it.
-    dataset = catalog.locate(experiment.dataset, beside=file.parent)
-    return experiment.model_copy(update={"dataset": dataset})
+    return Experiment.load(file)
 
 
 def _labels(

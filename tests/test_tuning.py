@@ -101,8 +101,7 @@ def test_a_condition_on_an_address_outside_the_space_is_refused():
 
 def test_a_new_kind_leaves_the_settings_of_the_old_one():
     experiment = make_experiment({"space": {"training.lr": {"low": 0.1, "high": 1}}})
-    changed = cluster.with_settings(
-        experiment,
+    changed = experiment.with_(
         {"decode.latents.decoder.rescale": False, "decode.latents.decoder.kind": "ridge"},
     )
     assert changed.decode.latents.decoder == config.Ridge(rescale=False)
@@ -121,7 +120,7 @@ def test_assignments_typed_on_the_command_line_give_the_candidate(tmp_path):
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     typed = shlex.split(cluster.assignments(settings))
     loaded = config.load(file, tuple(typed), schema=Experiment)
-    assert loaded == cluster.with_settings(experiment, settings)
+    assert loaded == experiment.with_(settings)
 
 
 def test_a_grid_has_each_combination_once_conditions_respected():

@@ -11,7 +11,7 @@ from raybrain.cluster.pool import draw_units
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect, groups_at_once
 from raybrain.cluster.share import Shared, Shelf, share, shelf
-from raybrain.cluster.space import assignments, check_space, default_settings, with_settings
+from raybrain.cluster.space import assignments, check_space, default_settings
 from raybrain.cluster.study import Candidate, Event, Outcome, storage_of
 from raybrain.cluster.tasks import map_tasks, on_worker
 from raybrain.cluster.threads import in_threads
@@ -55,6 +55,5 @@ __all__ = [
     "storage_of",
     "train",
     "watching",
-    "with_settings",
     "world_size",
 ]

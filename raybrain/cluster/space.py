@@ -39,23 +39,8 @@ def check_space(experiment: Experiment) -> None:
             )
         values = span.choices if span.choices is not None else (span.low, span.high)
         for value in values:
-            with_settings(experiment, {**_required(address, tuning.space), address: value})
-
-
-def with_settings(
-    experiment: Experiment, settings: Mapping[str, Any], *, source: str = "tuning.space"
-) -> Experiment:
-    """Return the experiment with other values at some addresses.
-
-    Where a ``kind`` changes, the settings beside it belong to the old kind and are left out.
-    ``source`` says where the settings were written.
-
-    Raises
-    ------
-    raybrain.config.InputError
-        If an address does not exist or a value does not fit.
-    """
-    return experiment.with_(settings, source=source)
+            tried = {**_required(address, tuning.space), address: value}
+            experiment.with_(tried, source="tuning.space")
 
 
 def default_settings(experiment: Experiment) -> dict[str, Any]:

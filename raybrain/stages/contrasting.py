@@ -34,7 +34,7 @@ from raybrain.evaluation import (
 )
 from raybrain.outputs import Output
 from raybrain.seal import Seal
-from raybrain.stages import decoded
+from raybrain.stages import decoded, describing
 from raybrain.stages.drawing import SYSTEM
 from raybrain.stages.scoring import DECODERS, ERRORS, SCORES
 
@@ -403,11 +403,7 @@ def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
     """Record the sweep in MLflow: a parent with the comparison, and below it a run per run."""
     first = finished[0].experiment
     tracker = tracking.open_tracker(first.tracking, workspace=first.workspace)
-    shown = all(
-        outputs.dataset_entry(one.experiment).licence.redistributable
-        or one.experiment.tracking.private
-        for one in finished
-    )
+    shown = all(describing.may_show(one.experiment) for one in finished)
     files = [
         file for file in sorted(folder.iterdir())
         if file.is_file() and file.name not in (seal.BEGUN, *(() if shown else (PAGE,)))

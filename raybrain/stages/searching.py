@@ -171,7 +171,7 @@ def study_name(experiment: Experiment, output: Output) -> str:
 def write_best(experiment: Experiment, output: Output) -> str:
     """Write the winner as an experiment that every stage loads; return the file."""
     settings = json.loads(places.read_text(f"{output.folder}/{WINNER}"))["settings"]
-    best = cluster.with_settings(experiment, settings)
+    best = experiment.with_(settings, source="tuning.space")
     file = f"{outputs.run_folder(experiment)}/{BEST}"
     note = f"# The best of tuning '{experiment.name}', chosen by validation images.\n"
     places.write_text(file, note + _as_yaml(best, name=f"{experiment.name}-best"))
@@ -284,7 +284,7 @@ def fit_candidate(
     """
     import torch
 
-    tried = cluster.with_settings(experiment, candidate.settings)
+    tried = experiment.with_(candidate.settings, source="tuning.space")
     decodes = dict(outputs.targets(tried))
     with cluster.latest_checkpoint() as folder:
         saved = torch.load(folder / "state.pt", weights_only=True) if folder else {}

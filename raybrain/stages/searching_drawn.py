@@ -185,7 +185,7 @@ def draw_candidate(
     dict
         ``drawn/<metric>`` for every metric of the protocol, the mean over images.
     """
-    tried = cluster.with_settings(experiment, candidate.settings)
+    tried = experiment.with_(candidate.settings, source="tuning.space")
     drawn = data.get()
     images = _draw(tried, drawn, seed=candidate.seed)
     protocol = _protocol(tried)

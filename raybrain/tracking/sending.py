@@ -256,23 +256,6 @@ def _close_abandoned(client: MlflowClient, run_id: str, record: Record) -> None:
             client.set_terminated(run.info.run_id, "KILLED", end_time=record["time"])
 
 
-class _Just:
-    """One run, whatever the key."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-
-    def __getitem__(self, key: str) -> str:
-        return self.run_id
-
-    def get(self, key: str) -> str | None:
-        """Return the run."""
-        return self.run_id
-
-    def __setitem__(self, key: str, run_id: str) -> None:
-        raise NotImplementedError
-
-
 def _end(client: MlflowClient, run_id: str, record: Record) -> None:
     """Close a run with its last metrics and tags.
 
@@ -285,7 +268,7 @@ def _end(client: MlflowClient, run_id: str, record: Record) -> None:
     ]
     if metrics or record.get("tags"):
         last = {"key": record["key"], "metrics": metrics, "tags": record.get("tags", {})}
-        _batch(client, [last], _Just(run_id))
+        _batch(client, [last], {record["key"]: run_id})
     if record.get("seconds") is not None:
         worked = json.loads(client.get_run(run_id).data.tags.get(WORKED, "{}"))
         worked[record["attempt"]] = round(record["seconds"], 3)
