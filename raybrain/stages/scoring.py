@@ -49,6 +49,7 @@ SCORES = "scores.npz"
 ERRORS = "decoded.npz"
 """Squared errors of every image's decoded targets."""
 DECODERS = "decoders.json"
+PROTOTYPES = "\nimages are category prototypes: these scores measure category decoding\n"
 GRID_IMAGES = 20
 STRIP_IMAGES, STRIP_PLACES = 12, 5
 STRATUM = 20
@@ -102,7 +103,7 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     )
     text += f"\n{evaluation.nearness_text({'pixels': pixels, **likeness})}"
     if categories:
-        text += "\nimages are category prototypes: these scores measure category decoding\n"
+        text += PROTOTYPES
     for target, score in categories.items():
         text += f"{target}: {score}\n"
     write_table(table, text=text, folder=folder)
@@ -117,31 +118,21 @@ def _scored(experiment: Experiment, *, folder: Path, run: Run) -> Made:
     np.savez(folder / ERRORS, **errors)
     figures = _maps(opened, folder=folder)
     figures |= _retrieved(experiment, seen=seen, image_ids=image_ids, table=table, folder=folder)
-    captions = captions_of(opened, image_ids=image_ids)
-    report.write_gallery(
-        folder / GALLERY,
+    write_pages(
+        experiment,
+        folder=folder,
         title=f"{experiment.name}: {experiment.dataset} {experiment.subject}",
         table=table,
+        opened=opened,
         seen=seen,
         rows=rows,
-        captions=captions,
-        groups=opened.images.loc[image_ids, "group"].tolist(),
-        published=evaluation.published_for(
-            dataset=experiment.dataset, protocol=table.protocol.name, images=len(image_ids)
-        ),
-        strata=strata_of(
-            experiment,
-            opened=opened,
-            table=table,
-            training_ids=training_ids,
-            likeness=likeness,
-        ),
+        training_ids=training_ids,
+        likeness=likeness,
         latents={name: scores.summary() for name, scores in latents.items()},
         curves=_curves(experiment),
         figures=figures,
         provenance=_provenance(experiment),
     )
-    write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
     log(
         experiment,
         run,
@@ -185,9 +176,40 @@ def write_table(table: Table, *, text: str, folder: Path) -> None:
     report.score_figure(table, folder=folder)
 
 
-def captions_of(opened: SubjectStore, *, image_ids: list[str]) -> list[str]:
-    """Return the first caption of every image, empty where it has none."""
-    return [texts[0] if texts else "" for texts in opened.images.loc[image_ids, "captions"]]
+def write_pages(
+    experiment: Experiment,
+    *,
+    folder: Path,
+    title: str,
+    table: Table,
+    opened: SubjectStore,
+    seen: np.ndarray,
+    rows: dict[str, np.ndarray],
+    training_ids: list[str],
+    likeness: dict[str, np.ndarray],
+    **told: Any,
+) -> None:
+    """Write the gallery, which says what it is ``told`` besides, and the grid of pictures."""
+    image_ids = list(table.image_ids)
+    texts = opened.images.loc[image_ids, "captions"]
+    captions = [one[0] if one else "" for one in texts]
+    report.write_gallery(
+        folder / GALLERY,
+        title=title,
+        table=table,
+        seen=seen,
+        rows=rows,
+        captions=captions,
+        groups=opened.images.loc[image_ids, "group"].tolist(),
+        published=evaluation.published_for(
+            dataset=experiment.dataset, protocol=table.protocol.name, images=len(image_ids)
+        ),
+        strata=_strata(
+            experiment, opened=opened, table=table, training_ids=training_ids, likeness=likeness
+        ),
+        **told,
+    )
+    _write_grid(folder / GRID, seen=seen, rows=rows, table=table, captions=captions)
 
 
 @dataclass(frozen=True)
@@ -303,7 +325,7 @@ def likeness_of(
     }
 
 
-def strata_of(
+def _strata(
     experiment: Experiment,
     *,
     opened: SubjectStore,
@@ -441,7 +463,7 @@ def side_by_side(
     return found
 
 
-def write_grid(
+def _write_grid(
     path: Path,
     *,
     seen: np.ndarray,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raybrain import evaluation, outputs, places, report, seal, store
+from raybrain import evaluation, outputs, places, seal, store
 from raybrain.datasets.drawn import DrawnPictures, find_drawn
 from raybrain.evaluation import CEILING, SYSTEM
 from raybrain.stages import Made, drawing, scoring
@@ -85,11 +85,9 @@ def _scored(
         rows[CEILING] = store.read_rows(ceiling.folder, drawing.CEILING, image_ids=image_ids)
     table = scoring.tabled(experiment, seen=seen, rows=rows, image_ids=image_ids)
     by_category = opened.attributes["target"] == "category"
-    note = "\nimages are category prototypes: these scores measure category decoding\n"
     scoring.write_table(
-        table, text=f"{table.to_text()}\n{note if by_category else ''}", folder=folder
+        table, text=f"{table.to_text()}\n{scoring.PROTOTYPES if by_category else ''}", folder=folder
     )
-    captions = scoring.captions_of(opened, image_ids=image_ids)
     provenance = {
         "dataset": scoring.dataset_provenance(experiment),
         "reconstructions": {
@@ -99,29 +97,20 @@ def _scored(
     }
     if ceiling is not None:
         provenance["generator of the ceiling"] = scoring.generator_provenance(experiment)
-    report.write_gallery(
-        folder / scoring.GALLERY,
+    scoring.write_pages(
+        experiment,
+        folder=folder,
         title=f"{source}: {experiment.dataset} {experiment.subject}",
         table=table,
+        opened=opened,
         seen=seen,
         rows=rows,
-        captions=captions,
-        groups=opened.images.loc[image_ids, "group"].tolist(),
-        published=evaluation.published_for(
-            dataset=experiment.dataset, protocol=table.protocol.name, images=len(image_ids)
-        ),
-        strata=scoring.strata_of(
-            experiment,
-            opened=opened,
-            table=table,
-            training_ids=training_ids,
-            likeness={}
-            if ceiling is None
-            else scoring.likeness_of(experiment, image_ids=image_ids, training_ids=training_ids),
-        ),
+        training_ids=training_ids,
+        likeness={}
+        if ceiling is None
+        else scoring.likeness_of(experiment, image_ids=image_ids, training_ids=training_ids),
         provenance=provenance,
     )
-    scoring.write_grid(folder / scoring.GRID, seen=seen, rows=rows, table=table, captions=captions)
     pictures = scoring.side_by_side(experiment, image_ids=image_ids, seen=seen, rows=rows)
     scoring.log(experiment, run, table=table, pictures=pictures, folder=folder)
     return Made(f"{len(table.rows)} rows x {len(image_ids)} images under {table.protocol.name}")
