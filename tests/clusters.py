@@ -27,6 +27,25 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def grows_from_nothing(manifest: dict) -> dict:
+    """Return what KubeRay derives of a manifest, whose head does no work and whose workers come."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr,
+    )
+
+    cluster = {**manifest, "metadata": {"namespace": "default", **manifest["metadata"]}}
+    derived = _derive_autoscaling_config_from_ray_cr(cluster)
+    kinds = derived["available_node_types"]
+    head = kinds.pop(derived["head_node_type"])
+    assert head["resources"]["CPU"] == 0
+    assert {name: kind["resources"].get("GPU", 0) for name, kind in kinds.items()} == {
+        "cpu": 0,
+        "gpu": 1,
+    }
+    assert {kind["min_workers"] for kind in kinds.values()} == {0}
+    return derived
+
+
 @dataclass
 class Cluster:
     """A head, and nodes that joined it."""

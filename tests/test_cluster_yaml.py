@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.clusters import grows_from_nothing
+
 ROOT = Path(__file__).parent.parent
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 TYPES = CLUSTER["available_node_types"]
@@ -78,25 +80,11 @@ def test_a_cluster_with_the_needs_of_nsd_can_hold_its_workers():
 
 
 def test_the_kubernetes_example_scales_as_kuberay_reads_it():
-    from ray.autoscaler._private.kuberay.autoscaling_config import (
-        _derive_autoscaling_config_from_ray_cr,
-    )
-
     job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    cluster = {
-        "metadata": {"namespace": "default", **job["metadata"]},
-        "spec": job["spec"]["rayClusterSpec"],
-    }
-    derived = _derive_autoscaling_config_from_ray_cr(cluster)
-    kinds = derived["available_node_types"]
-    head = kinds.pop(derived["head_node_type"])
-    assert head["resources"]["CPU"] == 0
-    assert {name: kind["resources"].get("GPU", 0) for name, kind in kinds.items()} == {
-        "cpu": 0,
-        "gpu": 1,
-    }
-    assert {kind["min_workers"] for kind in kinds.values()} == {0}
+    derived = grows_from_nothing(
+        {"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]}
+    )
     assert derived["idle_timeout_minutes"] == CLUSTER["idle_timeout_minutes"]
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     pinned = (ROOT / "constraints.txt").read_text()

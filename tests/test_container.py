@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import raybrain
+from tests.clusters import grows_from_nothing
 
 ROOT = Path(__file__).parents[1]
 RECIPE = (ROOT / "Dockerfile").read_text()
@@ -159,21 +160,7 @@ def test_volumes_that_are_mounted_are_there(name):
 
 
 def test_the_cluster_grows_from_nothing_on_spot_nodes_and_does_no_work_on_its_head():
-    from ray.autoscaler._private.kuberay.autoscaling_config import (
-        _derive_autoscaling_config_from_ray_cr,
-    )
-
-    derived = _derive_autoscaling_config_from_ray_cr(
-        {"metadata": {"namespace": "default", **CLUSTER["metadata"]}, "spec": SPEC}
-    )
-    kinds = derived["available_node_types"]
-    head = kinds.pop(derived["head_node_type"])
-    assert head["resources"]["CPU"] == 0
-    assert {name: kind["resources"].get("GPU", 0) for name, kind in kinds.items()} == {
-        "cpu": 0,
-        "gpu": 1,
-    }
-    assert {kind["min_workers"] for kind in kinds.values()} == {0}
+    grows_from_nothing({"metadata": CLUSTER["metadata"], "spec": SPEC})
     for worker in SPEC["workerGroupSpecs"]:
         chosen = worker["template"]["spec"]["nodeSelector"].items()
         assert any("spot" in key or value == "spot" for key, value in chosen)

@@ -33,23 +33,22 @@ def lines_of(name):
     return dict(line.split("==") for line in lines if line)
 
 
+def built(kind: str, *, folder: Path) -> Path:
+    """Return the source archive or the wheel, made by the build backend alone."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "-o", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (found,) = folder.iterdir()
+    return found
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Return the source archive, made by the build backend alone."""
-    folder = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    (found,) = folder.glob("*.tar.gz")
-    return found
+    return built("sdist", folder=tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    (found,) = folder.glob("*.whl")
-    return found
+    return built("wheel", folder=tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

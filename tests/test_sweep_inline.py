@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raybrain import cli, cluster, outputs, pipeline, sweeps, tracking
+from raybrain import cli, cluster, outputs, pipeline, sweeps
 from raybrain.cluster import Shared, graph
 from raybrain.cluster.graph import Room
 from raybrain.config import InputError
 from raybrain.stages import fitting, sweeping
-from tests.test_sweep_run import UNITS, comparison, counted, made, write_sweep
+from tests.test_sweep_run import (
+    UNITS,
+    check_recorded,
+    comparison,
+    counted,
+    faulty_drawing,
+    made,
+    write_sweep,
+)
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -50,13 +58,7 @@ def test_a_sweep_in_which_a_run_fails_and_is_made_good(
     experiment_file, tmp_path, capsys, monkeypatch, inline
 ):
     file = write_sweep(tmp_path, experiment_file)
-    drawing = pipeline.WORK["reconstruct"]()
-
-    def faulty(experiment, output, run):
-        if experiment.reconstruct.strength == 0.8 and experiment.subject == "subj02":
-            raise OSError("the disk is on fire")
-        return drawing(experiment, output, run)
-
+    faulty = faulty_drawing()
     with monkeypatch.context() as broken:
         broken.setitem(pipeline.WORK, "reconstruct", lambda: faulty)
         assert cli.main(["sweep", file]) == 2
@@ -80,7 +82,8 @@ def test_a_sweep_in_which_a_run_fails_and_is_made_good(
     assert cli.main(["plan", file]) == 0
     assert "all is done" in capsys.readouterr().out
     _check_tables(tmp_path)
-    _check_runs(file)
+    # Three were recorded when one had failed, and are not recorded again.
+    check_recorded(file)
     _check_sessions(file)
 
     before, tables = made(tmp_path), comparison(tmp_path)
@@ -111,22 +114,6 @@ def _check_tables(folder: Path) -> None:
     ]
     assert content["brains"][0]["columns"] == ["seen", "0.5", "0.8"]
     assert len(content["brains"][0]["images"]) == 4
-
-
-def _check_runs(file: str) -> None:
-    first = sweeps.load_sweep(file).runs[0].experiment
-    tracker = tracking.open_tracker(first.tracking, workspace=first.workspace)
-    (experiment,) = [one for one in tracker.client.search_experiments() if one.name == "sweep"]
-    runs = tracker.client.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run is not parent]
-    # Three were recorded when one had failed, and are not recorded again.
-    assert len(children) == 4
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert {run.data.params["reconstruct.strength"] for run in children} == {"0.5", "0.8"}
-    assert all("pixcorr" in run.data.metrics for run in children)
-    names = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "comparison")}
-    assert "comparison/comparison.html" in names
 
 
 def _check_sessions(file: str) -> None:

@@ -71,6 +71,36 @@ def all_sealed(file: str) -> bool:
     return all(unit.done for unit in units.values())
 
 
+def check_recorded(file: str) -> None:
+    """Look at one parent in MLflow, and a child for every run."""
+    first = sweeps.load_sweep(file).runs[0].experiment
+    tracker = tracking.open_tracker(first.tracking, workspace=first.workspace)
+    (experiment,) = [
+        one for one in tracker.client.search_experiments() if one.name == tracking.sweeps.SWEEP
+    ]
+    runs = tracker.client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 4
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.data.params["reconstruct.strength"] for run in children} == {"0.5", "0.8"}
+    assert all("pixcorr" in run.data.metrics for run in children)
+    names = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "comparison")}
+    assert "comparison/comparison.html" in names
+
+
+def faulty_drawing():
+    """Return the work of drawing that fails in one run of the four."""
+    work = pipeline.WORK["reconstruct"]()
+
+    def faulty(experiment, output, run):
+        if experiment.reconstruct.strength == 0.8 and experiment.subject == "subj02":
+            raise OSError("the disk is on fire")
+        return work(experiment, output, run)
+
+    return faulty
+
+
 @pytest.fixture(scope="module")
 def swept(experiment_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -93,20 +123,7 @@ def test_what_runs_share_is_made_once(swept):
 
 def test_mlflow_has_one_parent_and_a_child_for_every_run(swept):
     _, file = swept
-    first = sweeps.load_sweep(file).runs[0].experiment
-    tracker = tracking.open_tracker(first.tracking, workspace=first.workspace)
-    (experiment,) = [
-        one for one in tracker.client.search_experiments() if one.name == tracking.sweeps.SWEEP
-    ]
-    runs = tracker.client.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run is not parent]
-    assert len(children) == 4
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert {run.data.params["reconstruct.strength"] for run in children} == {"0.5", "0.8"}
-    assert all("pixcorr" in run.data.metrics for run in children)
-    names = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "comparison")}
-    assert "comparison/comparison.html" in names
+    check_recorded(file)
 
 
 def test_a_finished_sweep_is_told_again_in_seconds_without_a_cluster(swept, monkeypatch, capsys):
@@ -140,13 +157,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     experiment_file, tmp_path, capsys, monkeypatch
 ):
     file = write_sweep(tmp_path, experiment_file)
-    work = pipeline.WORK["reconstruct"]()
-
-    def faulty(experiment, output, run):
-        if experiment.reconstruct.strength == 0.8 and experiment.subject == "subj02":
-            raise OSError("the disk is on fire")
-        return work(experiment, output, run)
-
+    faulty = faulty_drawing()
     monkeypatch.setitem(pipeline.WORK, "reconstruct", lambda: faulty)
     assert cli.main(["sweep", file]) == 2
     printed = capsys.readouterr()
