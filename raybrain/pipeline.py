@@ -36,8 +36,6 @@ def plan(experiment: Experiment) -> None:
 
 def simulate(experiment: Experiment) -> None:
     """Write the simulated subject that the experiment describes as NSD would ship it."""
-    from raybrain.stages import simulating
-
     if experiment.simulation is None:
         raise InputError(
             f"experiment '{experiment.name}' has no 'simulation' section, so there is nothing to "
@@ -46,41 +44,35 @@ def simulate(experiment: Experiment) -> None:
     for one in outputs.each_subject(experiment):
         made = outputs.simulated(one)
         assert made is not None
-        _make(one, made, simulating.work)
+        _make(one, made)
 
 
 def ingest(experiment: Experiment) -> None:
     """Read the dataset into a sealed Zarr store, one task per scan session."""
-    from raybrain.stages import ingesting
-
     for one in outputs.each_subject(experiment):
         _require(outputs.simulated(one))
-        _make(one, outputs.subject_store(one), ingesting.work)
+        _make(one, outputs.subject_store(one))
 
 
 def features(experiment: Experiment) -> None:
     """Encode the stimuli into the generator's latents and prompt embeddings."""
-    from raybrain.stages import encoding
-
     for one in outputs.each_subject(experiment):
         _require(outputs.subject_store(one))
-        _make(one, outputs.features(one), encoding.work)
+        _make(one, outputs.features(one))
 
 
 def train(experiment: Experiment) -> None:
     """Fit the decoder of every target on training trials; the test trials stay closed."""
-    from raybrain.stages import fitting
-
     for one in outputs.each_subject(experiment):
         _require(outputs.features(one))
     networks = []
     for target, decode in outputs.targets(experiment):
         output = outputs.decoder(experiment, target)
         if isinstance(decode.decoder, outputs.CLOSED_FORM):
-            _make(experiment, output, fitting.work)  # takes much memory by itself
+            _make(experiment, output)  # takes much memory by itself
         else:
             networks.append(output)
-    _make_all(experiment, networks, fitting.work, workers=experiment.resources.train)
+    _make_all(experiment, networks, workers=experiment.resources.train)
 
 
 def tune(experiment: Experiment) -> None:
@@ -101,19 +93,15 @@ def tune(experiment: Experiment) -> None:
 
 def predict(experiment: Experiment) -> None:
     """Decode the test trials, repeats of an image averaged."""
-    from raybrain.stages import predicting
-
     for target, _ in outputs.targets(experiment):
         _require(outputs.decoder(experiment, target))
-    _make(experiment, outputs.predictions(experiment), predicting.work)
+    _make(experiment, outputs.predictions(experiment))
 
 
 def reconstruct(experiment: Experiment) -> None:
     """Draw every sample of every test image, from the predictions and from the true targets."""
-    from raybrain.stages import drawing
-
     _require(outputs.predictions(experiment))
-    _make(experiment, outputs.reconstructions(experiment), drawing.work)
+    _make(experiment, outputs.reconstructions(experiment))
 
 
 def export(experiment: Experiment, *, form: str = "pictures") -> None:
@@ -146,7 +134,7 @@ def evaluate(experiment: Experiment, *, images: str | None = None) -> str:
     if images is None:
         _require(outputs.reconstructions(experiment))
         output = outputs.report(experiment)
-        _make(experiment, output, scoring.work)
+        _make(experiment, output)
     else:
         output = _evaluate_pictures(experiment, images=images)
     print(places.read_text(f"{output.folder}/{scoring.TABLE}"))
@@ -293,7 +281,7 @@ def _make_units(
         def make(workers: config.Workers) -> None:
             with said_of(unit.told):
                 granted = with_workers(unit.experiment, unit.output, workers=workers)
-                _make(granted, unit.output, WORK[unit.output.stage]())
+                _make(granted, unit.output)
 
         return cluster.Step(
             key=folder,
@@ -333,8 +321,11 @@ WORK: dict[str, Callable[[], Work]] = {
 """Stage to the work of its module, which is imported when it is wanted."""
 
 
-def _make(experiment: Experiment, output: Output, work: Work) -> None:
-    """Bring ``output`` to its sealed state, in one tracked run, unless it is there already."""
+def _make(experiment: Experiment, output: Output, work: Work | None = None) -> None:
+    """Bring ``output`` to its sealed state, in one tracked run, unless it is there already.
+
+    By the work of its stage, where no other is given.
+    """
     if _stands(experiment, output).state == "sealed":
         return
     # What the cluster cannot give is refused before anything is written or removed.
@@ -344,7 +335,7 @@ def _make(experiment: Experiment, output: Output, work: Work) -> None:
     ):
         before = _stands(experiment, output)  # another command may have made it meanwhile
         if before.state != "sealed":
-            _work_on(experiment, output, work, before=before)
+            _work_on(experiment, output, work or WORK[output.stage](), before=before)
 
 
 def _work_on(experiment: Experiment, output: Output, work: Work, *, before: seal.Status) -> None:
@@ -421,20 +412,18 @@ def _watched(experiment: Experiment, run: tracking.Run) -> contextlib.AbstractCo
     )
 
 
-def _make_all(
-    experiment: Experiment, wanted: list[Output], work: Work, *, workers: config.Workers
-) -> None:
+def _make_all(experiment: Experiment, wanted: list[Output], *, workers: config.Workers) -> None:
     """Bring several outputs to their sealed state, side by side where the cluster has room."""
     states = [seal.status(one.folder, wanted=one.seal).state for one in wanted]
     if states.count("sealed") >= len(wanted) - 1:
         for output in wanted:
-            _make(experiment, output, work)
+            _make(experiment, output)
         return
     with cluster.connect(), _recorded(experiment):
         at_once = cluster.groups_at_once(len(wanted), size=workers.max, workers=workers)
         # Threads of the driver: what they do is to wait for workers.
         cluster.in_threads(
-            [functools.partial(_make, experiment, output, work) for output in wanted],
+            [functools.partial(_make, experiment, output) for output in wanted],
             at_once=at_once,
         )
 
