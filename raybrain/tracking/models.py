@@ -87,8 +87,8 @@ def register_decoder(
         outputs=Schema([TensorSpec(single, (-1, dimensions), name=None)]),
         params=ParamSchema([ParamSpec("session", "long", -1)]),
     )
-    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # Recorded and dropped: MLflow undoes what is ignored to give its advice.
+    with tempfile.TemporaryDirectory(prefix="rb") as place, warnings.catch_warnings(record=True):
         model = Path(place) / MODEL
         mlflow.pyfunc.save_model(
             model,
