@@ -573,6 +573,22 @@ def letters(mode: str) -> frozenset[str]:
     return frozenset("zc") if mode == "takagi" else frozenset(mode.split("+"))
 
 
+class GradientGuidance(Section):
+    """Steps that move the picture being drawn until its own image embedding is the decoded one.
+
+    The gradient is that of the cosine between both embeddings, through the checkpoint's image
+    encoder and VAE decoder. A step costs about three times a decoding of the VAE.
+    """
+
+    size: Annotated[float, Field(gt=0.0)] = 0.05
+    """Root mean square of a step over a picture's latents, whose own is about 1; the mean of the
+    steps, which shrink linearly."""
+    repeats: Positive = 10
+    """Steps at each guided denoising step."""
+    last: Positive = 1
+    """Denoising steps that are guided, counted from the last: guesses before it are blurred."""
+
+
 class Reconstruct(Section):
     """How the generator draws from decoded targets."""
 
@@ -589,6 +605,8 @@ class Reconstruct(Section):
     image_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the decoded image embeddings: what an IP-Adapter adds is multiplied by it, or the
     class embedding of unCLIP."""
+    gradient: GradientGuidance | None = None
+    """Guide modes with e by the gradient of the image embedding; none unless given."""
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
@@ -947,6 +965,13 @@ class Experiment(Section):
                     f"reconstruct.mode={self.reconstruct.mode} needs decode.{TARGET_OF[letter]}; "
                     f"add it or choose another mode"
                 )
+        modes = (self.reconstruct.mode, *self.reconstruct.references)
+        if self.reconstruct.gradient is not None and not any("e" in letters(m) for m in modes):
+            raise ValueError(
+                f"reconstruct.gradient guides towards the image embedding, which nothing draws "
+                f"from in reconstruct.mode={self.reconstruct.mode}; choose a mode with e or leave "
+                f"reconstruct.gradient out"
+            )
         if "embedding" in self.evaluate.rerank and self.decode.image_embeds is None:
             raise ValueError(
                 "evaluate.rerank has 'embedding', which needs decode.image_embeds; add it or leave "

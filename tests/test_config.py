@@ -51,6 +51,8 @@ def test_every_flattened_address_can_be_assigned_back(file):
         ("decode.latents.rois=[]", "'decode.latents.rois'"),
         ("decode.latents.decoder.width=3", "'decode.latents.decoder.width' is not a setting"),
         ("decode.latents=null", "needs decode.latents"),
+        ("reconstruct.gradient={}", "reconstruct.gradient guides towards the image embedding"),
+        ("reconstruct.gradient={size: 0}", "'reconstruct.gradient.size'"),
         ("training.lr", "is not an assignment"),
         ("training.lr=[1", "is not valid YAML"),
         ("resources.tasks.min=9", "min=9 is above max=2"),

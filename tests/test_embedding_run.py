@@ -70,6 +70,7 @@ def embedding_file(tmp_path_factory) -> Path:
             "samples": 2,
             "strength": 0.5,
             "guidance": 2.0,
+            "gradient": {"repeats": 1, "last": 1},
             "references": ["ceiling", "z", "e"],
         },
         "evaluate": {"bootstrap": 200, "rerank": ["encoding", "embedding"]},

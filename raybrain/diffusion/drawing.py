@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raybrain.config import Generator, InputError, Reconstruct, letters
 from raybrain.diffusion.generator import load_generator, quiet
+from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.targets import encode_pixels, resize
 
@@ -104,7 +105,8 @@ def draw(
     ]
     guidance = 1.0 if drawn_from == {"z"} else settings.guidance
     pipeline = generator.pipeline
-    with torch.inference_mode(), quiet():
+    # Not inference_mode, under which nothing can be differentiated.
+    with torch.no_grad(), quiet():
         told = {}
         if generator.image is not None:
             told = generator.image.arguments(
@@ -113,6 +115,9 @@ def draw(
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
         pipeline.scheduler = _scheduler(settings, generator)
+        if settings.gradient is not None and shown is not None:
+            guide = Guide(generator, embeds=shown, settings=settings.gradient, noise=noise)
+            pipeline.scheduler = guided(pipeline.scheduler, guide)
         with given(pipeline.unet, told):
             pixels = pipeline(
                 image=start.to(generator.device),

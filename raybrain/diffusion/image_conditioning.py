@@ -70,6 +70,36 @@ class Encoder:
         pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float().to(device)
         return self.network(pixels / 127.5 - 1)
 
+    def cosine(self, pixels: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        """Return the cosine (image,) of the embeddings of pixels with others, differentiable.
+
+        Dimensions that Lite1's projection has whitened count by their variance again: the cosine
+        is that of the features.
+
+        Parameters
+        ----------
+        pixels
+            (image, 3, y, x) in -1..1, on the encoder's device.
+        embeds
+            (image, width) or (image, token, width).
+        """
+        import torch
+
+        if self.processor is None:
+            found = self.network(pixels.float())
+            weight = self.network.projection.variance.sqrt()
+            found, embeds = found * weight, embeds * weight
+        else:
+            # transformers' processor differentiates what it does to tensors.
+            images = (pixels.float() + 1) / 2
+            shown = self.processor(images=images, do_rescale=False, return_tensors="pt")
+            if self.hidden_states:
+                states = self.network(shown.pixel_values, output_hidden_states=True).hidden_states
+                found = states[-2]
+            else:
+                found = self.network(shown.pixel_values).image_embeds
+        return torch.nn.functional.cosine_similarity(found.flatten(1), embeds.flatten(1))
+
     def of_nothing(self) -> torch.Tensor:
         """Return the embedding that stands for no picture, of the same shape less the first axis.
 

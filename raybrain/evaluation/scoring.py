@@ -21,7 +21,7 @@ from raybrain.evaluation.measuring import (
 )
 from raybrain.evaluation.networks import BATCH_SIZE
 from raybrain.evaluation.statistics import bootstrap, derangements, pairing_p
-from raybrain.evaluation.table import Score, Table
+from raybrain.evaluation.table import NEAREST_TRAINING, Score, Table
 from raybrain.evaluation.weights import weights_folder, weights_of
 
 Mapper = Callable[[Callable[[Part], Likeness], Sequence[Part]], Iterable[Likeness]]
@@ -29,7 +29,6 @@ Mapper = Callable[[Callable[[Part], Likeness], Sequence[Part]], Iterable[Likenes
 
 MEAN_IMAGE = "mean image"
 RANDOM_TRAINING = "random training"
-NEAREST_TRAINING = "nearest training"
 SHUFFLED = "shuffled brain"
 CATEGORY_ORACLE = "category oracle"
 SYSTEM = "system"

@@ -22,6 +22,8 @@ from raybrain.evaluation.statistics import bootstrap
 if TYPE_CHECKING:
     import pandas
 
+NEAREST_TRAINING = "nearest training"
+"""The row to beat: showing a training image needs no generator."""
 LABEL_WIDTH = 19
 CELL_WIDTH = 10
 """Of a column none of whose cells is longer."""
@@ -203,7 +205,8 @@ class Table:
             for row in self.rows
         }
         labels = [m.label + (" ↑" if m.higher_is_better else " ↓") for m in metrics]
-        widths = _widths([labels, *cells.values()])
+        gains = self._over_nearest("system")
+        widths = _widths([labels, *cells.values(), *([gains] if gains else [])])
         lines = [
             f"{self.protocol.name}: {len(self.image_ids)} images, {counted} "
             f"sample{'s' if counted > 1 else ''} each; mean ± half the 95 % interval "
@@ -218,12 +221,23 @@ class Table:
             ps = [self.score(row=row, metric=m.name).p for m in metrics]
             if row == "system":
                 lines.append(_line("  p, pairing", [_p(p) for p in ps], widths=widths))
+                lines += [_line("  over nearest", gains, widths=widths)] if gains else []
         lines += [
             "",
             "PixCorr and SSIM reward blur: read them beside the mean image, which knows nothing.",
             *[f"{m.group} {m.label}: {m.description}" for m in metrics if m.layer],
         ]
         return "\n".join(lines)
+
+    def _over_nearest(self, row: str) -> list[str]:
+        """Return what a row gains on the nearest training image, image by image, by metric."""
+        if not {row, NEAREST_TRAINING} <= set(self.rows):
+            return []
+        found = self.differences(better=row, than=[NEAREST_TRAINING])
+        return [
+            _gain(one, metric=metric)
+            for one, metric in zip(found, self.protocol.metrics, strict=True)
+        ]
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook: each cell the mean, its interval beneath."""
@@ -353,6 +367,14 @@ def _cell(score: Score, *, metric: Metric) -> str:
         return "–"  # noqa: RUF001
     half = (score.high - score.low) / 2.0
     return f"{number_text(score.value, metric=metric)}±{number_text(half, metric=metric)}"
+
+
+def _gain(found: Difference, *, metric: Metric) -> str:
+    if not math.isfinite(found.value):
+        return "–"  # noqa: RUF001
+    sign = "+" if found.value >= 0 else ""
+    half = (found.high - found.low) / 2.0
+    return f"{sign}{number_text(found.value, metric=metric)}±{number_text(half, metric=metric)}"
 
 
 def _html(score: Score, *, metric: Metric) -> str:

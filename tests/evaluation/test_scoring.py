@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 from raybrain.evaluation import (
     CEILING,
     MEAN_IMAGE,
+    NEAREST_TRAINING,
     PROTOCOLS,
     SHUFFLED,
     SYSTEM,
@@ -173,6 +174,24 @@ def test_the_console_table_fits_and_holds_every_row(table):
     for row in ("chance", *table.rows):
         assert any(line.startswith(row) for line in text.splitlines())
     assert f"{IMAGES} images, 2 samples each" in text
+
+
+def test_the_console_says_what_the_system_gains_on_the_nearest_training_image(seen, system):
+    shown = pictures(images=IMAGES, seed=4)[:, None]
+    rows = {
+        SYSTEM: system,
+        NEAREST_TRAINING: shown,
+        MEAN_IMAGE: mean_image(pictures(images=30, seed=9), images=IMAGES),
+    }
+    found = score_rows(seen, rows, protocol=LITE0, bootstrap_resamples=500, permutations=500)
+    lines = found.to_text().splitlines()
+    (line,) = [one for one in lines if one.startswith("  over nearest")]
+    place = [metric.name for metric in LITE0.metrics].index("distance")
+    cell = line.removeprefix("  over nearest").split()[place]
+    gain = found.cells[NEAREST_TRAINING, "distance"].mean() - found.cells[SYSTEM, "distance"].mean()
+    assert cell.startswith("+" if gain > 0 else "-")
+    assert float(cell.split("±")[0]) == pytest.approx(gain, abs=6e-4)
+    assert lines.index(line) > next(k for k, one in enumerate(lines) if one.startswith("system"))
 
 
 def test_latex_and_csv_hold_every_cell(table, tmp_path):

@@ -1,0 +1,136 @@
+"""Gradient guidance: what is being drawn is moved until it shows what the embedding says.
+
+Classifier-free guidance asks the network for more of an embedding and takes what it gives. Here the
+result is looked at. At a denoising step the network's guess of the clean latents is decoded to
+pixels and embedded by the checkpoint's own image encoder, and the guess is moved up the gradient of
+the cosine between that embedding and the decoded one. The gradient passes the encoder and the VAE's
+decoder, never the U-Net, as in manifold preserving guided diffusion (He et al., ICLR 2024).
+
+Every look is at a picture shifted by a few pixels of its own, so that no step can answer to the
+encoder's grid alone: other networks have to see the gain too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from raybrain.config import GradientGuidance
+
+if TYPE_CHECKING:
+    import torch
+
+    from raybrain.diffusion.generator import StableDiffusion
+
+SHIFT = 1 / 16
+"""Of the picture's side, at most, in each direction."""
+AT_ONCE = 8
+"""Rows per backward pass: its activations are the most memory that drawing needs."""
+LOSS_SCALE = 256.0
+"""Lifts the gradient of a cosine, spread over all pixels, well above float16's smallest numbers."""
+
+
+class Guide:
+    """Moves guesses of the clean latents towards image embeddings.
+
+    Parameters
+    ----------
+    generator : StableDiffusion
+        With an image encoder.
+    embeds : Tensor
+        (row, ...) decoded image embeddings, on the generator's device.
+    settings : GradientGuidance
+        Size and number of the steps.
+    noise : sequence of torch.Generator
+        One per row, for the shifts: a row's do not depend on what else is in the batch.
+    """
+
+    def __init__(
+        self,
+        generator: StableDiffusion,
+        *,
+        embeds: torch.Tensor,
+        settings: GradientGuidance,
+        noise: Sequence[torch.Generator],
+    ) -> None:
+        self.generator = generator
+        self.embeds = embeds
+        self.settings = settings
+        self.noise = noise
+
+    def move(self, clean: torch.Tensor) -> torch.Tensor:
+        """Return what has to be added to clean latents (row, channel, y, x).
+
+        The sum of ``repeats`` steps, whose root mean squares over a row's latents fall linearly to
+        zero and are ``size`` on average: large ones find the way, small ones arrive.
+        """
+        import torch
+
+        moved = clean
+        repeats = self.settings.repeats
+        for done in range(repeats):
+            starts = range(0, len(clean), AT_ONCE)
+            gradient = torch.cat(
+                [self._gradient(moved, rows=slice(start, start + AT_ONCE)) for start in starts]
+            )
+            length = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+            # A gradient of nothing moves nothing.
+            size = self.settings.size * (2 * (repeats - done) - 1) / repeats
+            moved = moved + size * gradient / length.clamp_min(1e-12)
+        return moved - clean
+
+    def _gradient(self, clean: torch.Tensor, *, rows: slice) -> torch.Tensor:
+        import torch
+
+        image = self.generator.image
+        assert image is not None
+        with torch.enable_grad():
+            latents = clean[rows].detach().requires_grad_()
+            scaled = latents / self.generator.scaling_factor
+            pixels = self.generator.pipeline.vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
+            seen = _shifted(pixels, noise=self.noise[rows])
+            cosine = image.encoder.cosine(seen, self.embeds[rows])
+            (gradient,) = torch.autograd.grad(LOSS_SCALE * cosine.sum(), latents)
+        return gradient
+
+
+def _shifted(pixels: torch.Tensor, *, noise: Sequence[torch.Generator]) -> torch.Tensor:
+    """Return each picture moved by up to `SHIFT` along x and y, its border repeated."""
+    import torch
+
+    height, width = pixels.shape[2:]
+    most = round(SHIFT * min(height, width))
+    padded = torch.nn.functional.pad(pixels, [most] * 4, mode="replicate")
+    shown = []
+    for row, source in zip(padded, noise, strict=True):
+        top, left = torch.randint(0, 2 * most + 1, (2,), generator=source).tolist()
+        shown.append(row[:, top : top + height, left : left + width])
+    return torch.stack(shown)
+
+
+def guided(scheduler: Any, guide: Guide) -> Any:
+    """Return the scheduler with its last ``guide.settings.last`` steps guided, whichever it is.
+
+    A change of the clean latents is handed to the scheduler as the change of the network's output
+    that means the same.
+    """
+    plain = scheduler.step
+
+    @functools.wraps(plain)
+    def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        if (scheduler.timesteps[-guide.settings.last :] == timestep).any():
+            kept = scheduler.alphas_cumprod[int(timestep)].to(sample)
+            signal, noise = kept.sqrt(), (1 - kept).sqrt()
+            kind = scheduler.config.prediction_type
+            if kind == "epsilon":
+                clean, per_clean = (sample - noise * model_output) / signal, -signal / noise
+            elif kind == "v_prediction":
+                clean, per_clean = signal * sample - noise * model_output, -1 / noise
+            else:
+                clean, per_clean = model_output, 1
+            model_output = model_output + per_clean * guide.move(clean)
+        return plain(model_output, timestep, sample, *args, **kwargs)
+
+    scheduler.step = step
+    return scheduler
