@@ -34,9 +34,7 @@ def lite1_weights() -> Path:
 
 def load_lite1() -> Any:
     """Return the network with frozen weights and frozen batch statistics."""
-    network = load_network("efficientnet-lite1", weights=lite1_weights())
-    # 6 % faster there and back on one core.
-    return network.to(memory_format=torch.channels_last)
+    return load_network("efficientnet-lite1", weights=lite1_weights())
 
 
 def as_lite1(pixels: Tensor) -> Tensor:

