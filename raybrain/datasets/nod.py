@@ -9,7 +9,6 @@ ships, or labels of a ``.dlabel.nii`` such as those of its category localizer.
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.cifti import Maps, read_heading, read_maps
 from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
+from raybrain.datasets.matlab import read_matlab
 from raybrain.datasets.pictures import (
     find_pictures,
     names_and_sizes,
@@ -347,13 +347,11 @@ def _masks(
 
 def _areas(place: Root, *, layout: Layout, vertices: int) -> dict[str, np.ndarray]:
     """Return mask per area, under its plain name for both hemispheres and as L_ and R_."""
-    from scipy.io import loadmat
-
     name = place.at(layout.areas)
     content = place.read(layout.areas)
     try:
-        numbers = np.asarray(loadmat(io.BytesIO(content))["glasser_MMP"], dtype=np.float64).ravel()
-    except Exception as error:  # scipy raises many kinds on a damaged file
+        numbers = read_matlab(content, "glasser_MMP")["glasser_MMP"].ravel()
+    except Exception as error:  # of many kinds on a damaged file
         reason = " ".join(str(error).split())
         raise InputError(f"{name} cannot be read ({reason}); {place.again}") from None
     if len(numbers) != vertices:

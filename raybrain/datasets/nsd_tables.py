@@ -7,7 +7,6 @@ and imgBrick. Numbers become 0-based ``nsd_id`` here and nowhere else.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pandas as pd
 
 from raybrain.config import InputError
 from raybrain.datasets.files import Root
+from raybrain.datasets.matlab import read_matlab
 from raybrain.datasets.tables import flags, read_table, whole_numbers
 
 EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -46,18 +46,17 @@ def responses_file(subject: str) -> str:
 
 def read_design(root: Root, *, subject: str) -> Design:
     """Return the planned order of presentation from nsd_expdesign.mat."""
-    from scipy.io import loadmat
-
     name = root.at(EXPDESIGN)
     content = root.read(EXPDESIGN)
     try:
-        mat = loadmat(io.BytesIO(content))
-        ordering = np.asarray(mat["masterordering"], dtype=np.int64).ravel()
-        images = np.asarray(mat["subjectim"], dtype=np.int64)
-        shared = np.asarray(mat["sharedix"], dtype=np.int64).ravel()
+        mat = read_matlab(content, "masterordering", "subjectim", "sharedix")
+        with np.errstate(invalid="raise"):  # NaN is no whole number
+            ordering = mat["masterordering"].astype(np.int64).ravel()
+            images = mat["subjectim"].astype(np.int64)
+            shared = mat["sharedix"].astype(np.int64).ravel()
     except KeyError as error:
         raise InputError(f"{name} has no {error}; download it again") from None
-    except Exception as error:  # scipy raises many kinds on a damaged file
+    except Exception as error:  # of many kinds on a damaged file
         raise InputError(f"{name} cannot be read ({error}); download it again") from None
     number = subject_number(subject)
     if number > len(images) or ordering.max() > images.shape[1]:
