@@ -76,7 +76,9 @@ def read_table(
     twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice:
         raise InputError(f"{name} has the column '{twice[0]}' twice; name each column once")
-    table[list(kept)] = table[list(kept)].fillna("")
+    # A column without a name has one of pandas' own, which nobody asks for.
+    text_columns = [column for column in table.columns if column in kept]
+    table[text_columns] = table[text_columns].fillna("")
     lacking = [column for column in wanted if column not in table.columns]
     if lacking:
         raise InputError(f"{name} has no column '{lacking[0]}'; {root.again}")

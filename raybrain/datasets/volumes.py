@@ -18,6 +18,7 @@ _MGH_VERSION = b"\x00\x00\x00\x01"
 _UNREADABLE = (
     EOFError,
     OSError,
+    OverflowError,
     ValueError,
     zlib.error,
     nibabel.wrapstruct.WrapStructError,

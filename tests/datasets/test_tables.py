@@ -124,3 +124,9 @@ def test_a_flag_that_is_none_is_refused(tmp_path: Path, word: str) -> None:
     table = table_of(tmp_path, f"roi,other\n1,1\n{word},1\n")
     with pytest.raises(InputError, match=r"in column roi, row 2; an ROI's column holds 1"):
         flags(table, "roi", name="t")
+
+
+def test_a_column_without_a_name_is_nobodys(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "image_id,,b\n01,x,NA\n02,,y\n", columns=("image_id",), text=None)
+    assert table["image_id"].tolist() == ["01", "02"]
+    assert table["b"].tolist() == ["NA", "y"]
