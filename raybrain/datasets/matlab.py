@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import subprocess
 import sys
@@ -26,7 +25,6 @@ sys.stdout.buffer.write(written.getvalue())
 """
 
 
-@functools.lru_cache(maxsize=4)
 def read_matlab(content: bytes, *names: str) -> dict[str, np.ndarray]:
     """Return arrays of float64 of a MATLAB file before version 7.3.
 

@@ -351,7 +351,7 @@ def _areas(place: Root, *, layout: Layout, vertices: int) -> dict[str, np.ndarra
     content = place.read(layout.areas)
     try:
         numbers = read_matlab(content, "glasser_MMP")["glasser_MMP"].ravel()
-    except Exception as error:  # of many kinds on a damaged file
+    except (KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} cannot be read ({reason}); {place.again}") from None
     if len(numbers) != vertices:

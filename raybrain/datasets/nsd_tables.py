@@ -56,7 +56,7 @@ def read_design(root: Root, *, subject: str) -> Design:
             shared = mat["sharedix"].astype(np.int64).ravel()
     except KeyError as error:
         raise InputError(f"{name} has no {error}; download it again") from None
-    except Exception as error:  # of many kinds on a damaged file
+    except (ValueError, FloatingPointError) as error:
         raise InputError(f"{name} cannot be read ({error}); download it again") from None
     number = subject_number(subject)
     if number > len(images) or ordering.max() > images.shape[1]:
