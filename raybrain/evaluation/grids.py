@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raybrain.config import InputError
 from raybrain.evaluation.across import EVERYONE, Across, Cell, Gain
 from raybrain.evaluation.declarations import Metric
-from raybrain.evaluation.table import latex_text, number_text
+from raybrain.evaluation.table import gain_text, latex_text, number_text
 
 DATASET, SUBJECT, METRIC = "dataset", "subject", "metric"
 SIGNIFICANT = 0.05
@@ -258,8 +258,7 @@ def _score_text(cell: Cell, metrics: Mapping[str, Metric]) -> str:
 
 def _gain_text(gain: Gain, metrics: Mapping[str, Metric]) -> str:
     metric = metrics[gain.metric]
-    sign = "+" if gain.value > 0 else ""
-    value = f"{sign}{number_text(gain.value, metric=metric)}"
+    value = gain_text(gain.value, metric=metric)
     if not math.isfinite(gain.low):
         return value
     low, high = (number_text(v, metric=metric) for v in (gain.low, gain.high))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from itertools import groupby
@@ -235,7 +235,7 @@ class Table:
             return []
         found = self.differences(better=row, than=[NEAREST_TRAINING])
         return [
-            _gain(one, metric=metric)
+            _cell(one, metric=metric, text=gain_text)
             for one, metric in zip(found, self.protocol.metrics, strict=True)
         ]
 
@@ -353,28 +353,27 @@ def number_text(value: float, *, metric: Metric) -> str:
     if not math.isfinite(value):
         return "–"  # noqa: RUF001
     if metric.percent:
-        return f"{100 * value:.1f}"
-    text = f"{round(value, 3) + 0.0:.3f}"  # adding zero makes -0.000 a plain zero
+        return f"{round(100 * value, 1) + 0.0:.1f}"  # adding zero makes -0.0 a plain zero
+    text = f"{round(value, 3) + 0.0:.3f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def gain_text(value: float, *, metric: Metric) -> str:
+    """Return a difference as tables show it: a value with its sign."""
+    return ("+" if value > 0 else "") + number_text(value, metric=metric)
 
 
 def _chance(metric: Metric) -> str:
     return "–" if metric.chance is None else number_text(metric.chance, metric=metric)  # noqa: RUF001
 
 
-def _cell(score: Score, *, metric: Metric) -> str:
+def _cell(
+    score: Score | Difference, *, metric: Metric, text: Callable[..., str] = number_text
+) -> str:
     if not math.isfinite(score.value):
         return "–"  # noqa: RUF001
     half = (score.high - score.low) / 2.0
-    return f"{number_text(score.value, metric=metric)}±{number_text(half, metric=metric)}"
-
-
-def _gain(found: Difference, *, metric: Metric) -> str:
-    if not math.isfinite(found.value):
-        return "–"  # noqa: RUF001
-    sign = "+" if found.value >= 0 else ""
-    half = (found.high - found.low) / 2.0
-    return f"{sign}{number_text(found.value, metric=metric)}±{number_text(half, metric=metric)}"
+    return f"{text(score.value, metric=metric)}±{number_text(half, metric=metric)}"
 
 
 def _html(score: Score, *, metric: Metric) -> str:
