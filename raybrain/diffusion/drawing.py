@@ -64,7 +64,7 @@ def draw(
     seed : int
         The experiment's seed.
     settings : Reconstruct
-        Mode, strength, guidance, scheduler and steps.
+        Mode, strength, both guidances, scheduler and steps.
 
     Returns
     -------

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raybrain.config import GradientGuidance
@@ -31,33 +32,18 @@ LOSS_SCALE = 256.0
 """Lifts the gradient of a cosine, spread over all pixels, well above float16's smallest numbers."""
 
 
+@dataclass(frozen=True)
 class Guide:
-    """Moves guesses of the clean latents towards image embeddings.
+    """Moves guesses of the clean latents towards image embeddings."""
 
-    Parameters
-    ----------
-    generator : StableDiffusion
-        With an image encoder.
-    embeds : Tensor
-        (row, ...) decoded image embeddings, on the generator's device.
-    settings : GradientGuidance
-        Size and number of the steps.
-    noise : sequence of torch.Generator
-        One per row, for the shifts: a row's do not depend on what else is in the batch.
-    """
-
-    def __init__(
-        self,
-        generator: StableDiffusion,
-        *,
-        embeds: torch.Tensor,
-        settings: GradientGuidance,
-        noise: Sequence[torch.Generator],
-    ) -> None:
-        self.generator = generator
-        self.embeds = embeds
-        self.settings = settings
-        self.noise = noise
+    generator: StableDiffusion
+    """With an image encoder."""
+    embeds: torch.Tensor
+    """(row, ...) decoded image embeddings, on the generator's device."""
+    settings: GradientGuidance
+    """Size and number of the steps."""
+    noise: Sequence[torch.Generator]
+    """One per row, for the shifts: a row's do not depend on what else is in the batch."""
 
     def move(self, clean: torch.Tensor) -> torch.Tensor:
         """Return what has to be added to clean latents (row, channel, y, x).
@@ -75,8 +61,8 @@ class Guide:
                 [self._gradient(moved, rows=slice(start, start + AT_ONCE)) for start in starts]
             )
             length = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
-            # A gradient of nothing moves nothing.
             size = self.settings.size * (2 * (repeats - done) - 1) / repeats
+            # A gradient of nothing moves nothing.
             moved = moved + size * gradient / length.clamp_min(1e-12)
         return moved - clean
 

@@ -58,11 +58,15 @@ class Encoder:
             with torch.inference_mode():
                 return torch.cat([self._lite1(group, device=parameter.device) for group in groups])
         pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
-        pixels = pixels.to(parameter)
         with torch.inference_mode():
-            if self.hidden_states:
-                return self.network(pixels, output_hidden_states=True).hidden_states[-2].float()
-            return self.network(pixels).image_embeds.float()
+            return self._clip(pixels.to(parameter))
+
+    def _clip(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of what the processor made of pictures."""
+        if self.hidden_states:
+            states = self.network(pixels, output_hidden_states=True).hidden_states
+            return states[-2].float()
+        return self.network(pixels).image_embeds.float()
 
     def _lite1(self, images: Pictures, *, device: Any) -> torch.Tensor:
         import torch
@@ -93,11 +97,7 @@ class Encoder:
             # transformers' processor differentiates what it does to tensors.
             images = (pixels.float() + 1) / 2
             shown = self.processor(images=images, do_rescale=False, return_tensors="pt")
-            if self.hidden_states:
-                states = self.network(shown.pixel_values, output_hidden_states=True).hidden_states
-                found = states[-2]
-            else:
-                found = self.network(shown.pixel_values).image_embeds
+            found = self._clip(shown.pixel_values)
         return torch.nn.functional.cosine_similarity(found.flatten(1), embeds.flatten(1))
 
     def of_nothing(self) -> torch.Tensor:
@@ -111,9 +111,8 @@ class Encoder:
         if not self.hidden_states:
             return torch.zeros(self.shape, device=parameter.device)
         side = self.network.config.image_size
-        empty = torch.zeros((1, 3, side, side)).to(parameter)
         with torch.inference_mode():
-            return self.network(empty, output_hidden_states=True).hidden_states[-2][0].float()
+            return self._clip(torch.zeros((1, 3, side, side)).to(parameter))[0]
 
 
 @dataclass(frozen=True)

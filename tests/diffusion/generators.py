@@ -89,12 +89,23 @@ def write_generator(
     ).save_pretrained(folder)
 
 
-def drawn(generator, *, rows=(0, 1, 2), samples=None, seed=5, latents, prompt_embeds, **settings):
+def drawn(
+    generator,
+    *,
+    rows=(0, 1, 2),
+    samples=None,
+    seed=5,
+    latents,
+    prompt_embeds,
+    image_embeds=None,
+    **settings,
+):
     rows = list(rows)
     return draw(
         generator,
         latents=None if latents is None else latents[rows],
         prompt_embeds=None if prompt_embeds is None else prompt_embeds[rows],
+        image_embeds=None if image_embeds is None else image_embeds[rows],
         image_ids=[100 + row for row in rows],
         samples=samples or [0] * len(rows),
         seed=seed,

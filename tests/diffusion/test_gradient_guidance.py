@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from raybrain.config import Generator, GradientGuidance, Reconstruct
-from raybrain.diffusion import draw, embed_images, load_generator
+from raybrain.diffusion import embed_images, load_generator
 from raybrain.diffusion.drawing import _scheduler
 from raybrain.diffusion.gradient_guidance import SHIFT, Guide, guided
-from tests.diffusion.generators import LATENT, far, write_adapter, write_image_encoder, write_unclip
+from tests.diffusion import generators
+from tests.diffusion.generators import LATENT, far
 
 # Of diffusers' own schedulers with this numpy; our calls silence the library by themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -21,21 +22,10 @@ KINDS = ["pooled", "plus", "unclip", "pocket"]
 
 
 @pytest.fixture(scope="module")
-def settings(checkpoint, tmp_path_factory):
+def settings(adapters, unclip):
     """Return the settings of a generator of every kind that knows image embeddings."""
-    from diffusers import UNet2DConditionModel
-
-    folder = tmp_path_factory.mktemp("guided")
-    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
-    write_image_encoder(folder / "image_encoder")
-    found = {"pocket": Generator(checkpoint="pocket-diffusion", device="cpu")}
-    for name in ("pooled", "plus"):
-        path = folder / f"ip-adapter-{name}.safetensors"
-        write_adapter(path, unet=unet, plus=name == "plus")
-        found[name] = Generator(checkpoint=str(checkpoint), device="cpu", image_adapter=str(path))
-    write_unclip(folder / "unclip")
-    found["unclip"] = Generator(checkpoint=str(folder / "unclip"), device="cpu")
-    return found
+    pocket = Generator(checkpoint="pocket-diffusion", device="cpu")
+    return {**adapters, "unclip": unclip, "pocket": pocket}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -50,41 +40,26 @@ def pocket(settings):
     return load_generator(settings["pocket"])
 
 
-@pytest.fixture
-def pictures():
-    plain = np.array([[255, 0, 0], [0, 200, 255], [20, 20, 20]], np.uint8)
-    grain = np.random.default_rng(0).integers(0, 120, (ROWS, 20, 20, 3), dtype=np.uint8)
-    return np.maximum(grain, plain[:, None, None])
+def noise():
+    return [torch.Generator().manual_seed(row) for row in range(ROWS)]
 
 
-def noise(rows=range(ROWS)):
-    return [torch.Generator().manual_seed(row) for row in rows]
-
-
-def latents_of(generator, rows=ROWS):
-    side = generator.latent_size
-    source = np.random.default_rng(1)
-    return source.standard_normal((rows, 4, side, side)).astype(np.float32)
+def latents_of(generator):
+    shape = (ROWS, 4, generator.latent_size, generator.latent_size)
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
 def apart(one, other):
     return np.abs(one.astype(int) - other.astype(int)).mean()
 
 
-def drawn(generator, embeds, *, rows=range(ROWS), latents=None, seed=0, **settings):
-    given = latents_of(generator) if latents is None else latents
-    rows = list(rows)
-    return draw(
+def drawn(generator, embeds, **how):
+    return generators.drawn(
         generator,
-        latents=given[rows],
+        latents=latents_of(generator),
         prompt_embeds=None,
-        image_embeds=embeds[rows],
-        image_ids=rows,
-        samples=[0] * len(rows),
-        seed=seed,
-        settings=Reconstruct(
-            **{"mode": "z+e", "steps": 6, "strength": 0.5, "guidance": 2.0} | settings
-        ),
+        image_embeds=embeds,
+        **{"mode": "z+e", "steps": 6, "guidance": 2.0} | how,
     )
 
 

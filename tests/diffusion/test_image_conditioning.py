@@ -11,7 +11,6 @@ import torch
 
 from raybrain.config import Features, Generator, InputError, Reconstruct
 from raybrain.diffusion import (
-    draw,
     embed_images,
     generator_digest,
     load_generator,
@@ -36,36 +35,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 ROWS = 3
 
 
-@pytest.fixture(scope="module")
-def adapters(checkpoint, tmp_path_factory):
-    """Return the settings of the tiny generator with a pooled adapter and with a plus one."""
-    from diffusers import UNet2DConditionModel
-
-    folder = tmp_path_factory.mktemp("adapters")
-    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
-    write_image_encoder(folder / "image_encoder")
-    found = {}
-    for name, plus in (("pooled", False), ("plus", True)):
-        path = folder / f"ip-adapter-{name}.safetensors"
-        write_adapter(path, unet=unet, plus=plus)
-        found[name] = Generator(checkpoint=str(checkpoint), device="cpu", image_adapter=str(path))
-    return found
-
-
-@pytest.fixture(scope="module")
-def unclip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unclip") / "unclip"
-    write_unclip(folder)
-    return Generator(checkpoint=str(folder), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    plain = np.array([[255, 0, 0], [0, 200, 255], [20, 20, 20]], np.uint8)
-    grain = np.random.default_rng(0).integers(0, 120, (ROWS, 20, 20, 3), dtype=np.uint8)
-    return np.maximum(grain, plain[:, None, None])
-
-
 def noise():
     return [
         torch.Generator().manual_seed(noise_seed(seed=5, image_id=100 + row, sample=0))
@@ -73,18 +42,8 @@ def noise():
     ]
 
 
-def ours(generator, **targets):
-    settings = Reconstruct(
-        **{"steps": 4, "strength": 0.5, "guidance": 3.0} | targets.pop("settings")
-    )
-    return draw(
-        generator,
-        **{"latents": None, "prompt_embeds": None} | targets,
-        image_ids=[100 + row for row in range(ROWS)],
-        samples=[0] * ROWS,
-        seed=5,
-        settings=settings,
-    )
+def ours(generator, *, settings, **targets):
+    return drawn(generator, **{"latents": None, "prompt_embeds": None} | targets, **settings)
 
 
 def in_grey_levels(pixels):
