@@ -252,14 +252,37 @@ class Features(Section):
     """Images encoded together."""
 
 
-class Ridge(Section):
-    """L2-regularised linear regression with a penalty per target."""
+class Penalised(Section):
+    """What decoders have in common that are solved at once, each dimension at its best penalty."""
 
-    kind: Literal["ridge"] = "ridge"
     alphas: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
     """Penalties in units of the mean eigenvalue; 13 log steps from 1e-3 to 1e3 when not given."""
     rescale: bool = True
     """Scale each predicted dimension to the training targets' standard deviation."""
+
+
+class Ridge(Penalised):
+    """L2-regularised linear regression with a penalty per target."""
+
+    kind: Literal["ridge"] = "ridge"
+
+
+class KernelRidge(Penalised):
+    """Ridge regression on how alike a response pattern is to each one of training.
+
+    Two patterns are alike by exp(-(1 - r) / width), with r the cosine of their z-scores less the
+    training mean, so the prediction is a smooth function of the pattern that need not be linear.
+    """
+
+    kind: Literal["kernel_ridge"] = "kernel_ridge"
+    width: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of the kernel, in units of correlation distance: the wider, the closer to linear."""
+    ceiling_power: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weigh voxels by this power of their noise ceiling, estimated from the repeats of training
+    images; 0 weighs all alike."""
+    weights: dict[str, Annotated[float, Field(gt=0.0)]] = {}
+    """ROI to what its voxels are weighted by besides, as in banded ridge; those of ROIs that
+    overlap multiply."""
 
 
 class Network(Section):
@@ -432,13 +455,15 @@ class _InSchema:
         return schema
 
 
+ClosedForm = Ridge | KernelRidge
+"""Decoders that the settings under ``training`` do not touch."""
 NetworkDecoder = ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph | OtherNetwork
-BUILT_IN = (Ridge, ResidualMLP, MindEye2, CnnText, CnnImage, Vae, Gcn, RoiGraph)
+BUILT_IN = (Ridge, KernelRidge, ResidualMLP, MindEye2, CnnText, CnnImage, Vae, Gcn, RoiGraph)
 KINDS = tuple(str(section.model_fields["kind"].default) for section in BUILT_IN)
 """Of the decoders that this package has."""
 Decoder = Annotated[
     Annotated[
-        Ridge | ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph,
+        Ridge | KernelRidge | ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph,
         Field(discriminator="kind"),
     ],
     WrapValidator(_decoder_of),
@@ -525,7 +550,7 @@ class Decode(Section):
     repeats: Literal["average", "trial"] = "average"
     """Train on the mean over an image's repeats or on single trials."""
     reference: bool = True
-    """Beside a network, also fit ridge on the same voxels, so that its scores can be compared."""
+    """Beside any other decoder also fit ridge on the same voxels, to compare scores with."""
     shuffled: bool = False
     """Train on targets dealt out anew among the training images: a control that must end at
     chance, whatever the rest of the experiment does."""
@@ -536,6 +561,16 @@ class Decode(Section):
     sessions: Positive | None = None
     """Train on the subject's first so many scan sessions alone. The test trials stay all of them,
     and of other ``subjects`` all sessions train."""
+
+    @model_validator(mode="after")
+    def _weighs_its_own_rois(self) -> Decode:
+        named = self.decoder.weights if isinstance(self.decoder, KernelRidge) else {}
+        if unknown := [name for name in named if name not in self.rois]:
+            raise ValueError(
+                f"decoder.weights names {', '.join(unknown)}, but the rois are "
+                f"{', '.join(self.rois)}; name one of these"
+            )
+        return self
 
 
 class Decodes(Section):

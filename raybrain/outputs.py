@@ -18,11 +18,11 @@ from raybrain import catalog, cluster, digests, plugins, seal
 from raybrain.catalog import CatalogEntry
 from raybrain.config import (
     Backbone,
+    ClosedForm,
     Decode,
     Experiment,
     InputError,
     OtherNetwork,
-    Ridge,
     changes_drawing,
     flatten,
 )
@@ -31,8 +31,6 @@ from raybrain.seal import Seal
 if TYPE_CHECKING:
     from raybrain.datasets.drawn import DrawnPictures
 
-CLOSED_FORM = (Ridge,)
-"""Decoders that the settings under ``training`` do not touch."""
 TOLD_BYTES = 2_000_000_000
 """Reading so much to see whether it changed takes seconds, and is told."""
 
@@ -84,7 +82,7 @@ def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
 def has_networks(experiment: Experiment) -> bool:
     """Return whether a decoder, or a prior behind one, is fitted by gradient descent."""
     return any(
-        decode.prior is not None or not isinstance(decode.decoder, CLOSED_FORM)
+        decode.prior is not None or not isinstance(decode.decoder, ClosedForm)
         for _, decode in targets(experiment)
     )
 
@@ -158,7 +156,7 @@ def decoder(experiment: Experiment, target: str) -> Output:
     settings = {**_under(experiment, f"decode.{target}"), "seed": experiment.seed}
     if target == "prompt_embeds":
         settings["features.tokens"] = experiment.features.tokens
-    if isinstance(decode.decoder, CLOSED_FORM):
+    if isinstance(decode.decoder, ClosedForm):
         own = f"decode.{target}.training."
         settings = {name: value for name, value in settings.items() if not name.startswith(own)}
     elif decode.training is None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raybrain import __version__, cluster, config, leases, outputs, places, seal, tracking
-from raybrain.config import Experiment, InputError, flatten
+from raybrain.config import ClosedForm, Experiment, InputError, flatten
 from raybrain.outputs import Output
 from raybrain.stages import Work, browsing, checking, describing, said_of, say
 from raybrain.stages.needs import held, needs_ahead, needs_of
@@ -68,7 +68,7 @@ def train(experiment: Experiment) -> None:
     networks = []
     for target, decode in outputs.targets(experiment):
         output = outputs.decoder(experiment, target)
-        if isinstance(decode.decoder, outputs.CLOSED_FORM):
+        if isinstance(decode.decoder, ClosedForm):
             _make(experiment, output)  # takes much memory by itself
         else:
             networks.append(output)
@@ -84,7 +84,7 @@ def tune(experiment: Experiment) -> None:
     _require(outputs.features(experiment))
     if searching.searches_drawing(experiment):
         for target, decode in outputs.targets(experiment):
-            if decode.prior is not None or not isinstance(decode.decoder, outputs.CLOSED_FORM):
+            if decode.prior is not None or not isinstance(decode.decoder, ClosedForm):
                 _require(outputs.decoder(experiment, target))
     _make(experiment, output, searching.work)
     print(places.read_text(f"{output.folder}/{searching.TABLE}"))

@@ -18,7 +18,7 @@ from tests.report import browser
 from tests.small_run import load_experiment
 from tests.test_outbox import free_port, served_pages
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 HEADLINES = ("two_way", "distance", "pixcorr", "ssim")  # ten images are too few for 50-way
 CHANGED = {"reconstruct.guidance": "4.0", "reconstruct.strength": "0.75"}

@@ -111,8 +111,13 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         images = _images(image_id, trials=len(betas))
         section, training = self._section(), self._training()
         try:
-            if isinstance(section, config.Ridge):
-                examples = decoders.prepare(betas, session=sessions, image_id=images)
+            if isinstance(section, config.ClosedForm):
+                examples = decoders.prepare(
+                    betas,
+                    session=sessions,
+                    image_id=images,
+                    estimate_ceiling=decoders.wants_ceiling(section),
+                )
                 first = np.unique(images, return_index=True)[1]
                 self.trained_ = decoders.train_ridge(
                     examples, targets=targets[first], section=section
@@ -182,7 +187,7 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         found._flat = False
         return found
 
-    def _section(self) -> config.Ridge | config.NetworkDecoder:
+    def _section(self) -> config.ClosedForm | config.NetworkDecoder:
         tree = {"kind": self.kind, **(self.settings or {})}
         wanted: dict[str, Any] = {"rois": ["all"], "decoder": tree}
         return config.validate(wanted, schema=config.Decode, source="Decoder").decoder

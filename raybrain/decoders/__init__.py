@@ -22,11 +22,13 @@ from raybrain.decoders.sharing import CARD, write_model
 from raybrain.decoders.subjects import SharedTask, adapted_task, shared_task
 from raybrain.decoders.trained import (
     Predicted,
+    Regressors,
     TrainedDecoder,
     decoder_from_ridge,
     load_decoder,
     predict_rows,
     train_ridge,
+    wants_ceiling,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Averaged",
     "Examples",
     "Predicted",
+    "Regressors",
     "Rows",
     "SessionScaler",
     "SharedTask",
@@ -56,6 +59,7 @@ __all__ = [
     "solve_block",
     "store_block",
     "train_ridge",
+    "wants_ceiling",
     "warn_at_edges",
     "write_model",
 ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raybrain.config import InputError
 from raybrain.decoders.normalisation import (
     Averaged,
+    Floats,
     Integers,
     Rows,
     SessionScaler,
@@ -44,6 +45,9 @@ class Examples:
         The target's ROIs, as far as they were given.
     xyz : ndarray of int, shape (selected voxel, 3), or None
         Coordinates, if they were given.
+    ceiling : ndarray of float32, shape (selected voxel,), or None
+        Noise ceiling of averaged responses, estimated from repeats among the given trials, if
+        asked for.
     """
 
     betas: Rows
@@ -54,6 +58,7 @@ class Examples:
     repeats: Repeats
     rois: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     xyz: NDArray[np.integer] | None = None
+    ceiling: Floats | None = None
 
     def select(self, keep: NDArray[np.bool_], *, rois: Sequence[str]) -> Examples:
         """Return the same rows of fewer voxels.
@@ -73,6 +78,7 @@ class Examples:
             scaler=self.scaler.select(keep),
             rois={name: self.rois[name][keep] for name in rois},
             xyz=None if self.xyz is None else self.xyz[keep],
+            ceiling=None if self.ceiling is None else self.ceiling[keep],
         )
 
     def like(self, betas: NDArray, *, session: Integers, image_id: Integers) -> Averaged:
@@ -91,6 +97,7 @@ def prepare(
     repeats: Repeats = "average",
     rois: Mapping[str, NDArray[np.bool_]] | None = None,
     xyz: NDArray[np.integer] | None = None,
+    estimate_ceiling: bool = False,
 ) -> Examples:
     """Return z-scored responses of the selected voxels to each image, with the statistics used.
 
@@ -113,11 +120,13 @@ def prepare(
         The target's ROIs among the given voxels; ``gcn`` and ``roi_graph`` need them.
     xyz : ndarray of int, shape (voxel, 3), optional
         Coordinates; a Hilbert order of voxels needs them.
+    estimate_ceiling : bool
+        Whether `Examples.ceiling` is wanted.
 
     Raises
     ------
     InputError
-        If there are no trials or no voxel is left.
+        If there are no trials, no voxel is left, or a ceiling is wanted and nothing was repeated.
     """
     trials, voxels = betas.shape
     if trials == 0:
@@ -140,6 +149,9 @@ def prepare(
     if not keep.all():
         standard = standard[:, keep]
     rows = _rows(standard, image_id=image_id, repeats=repeats)
+    estimated = None
+    if estimate_ceiling:
+        estimated = noise_ceiling(standard, image_id=image_id, setting="decoder.ceiling_power")
     return Examples(
         betas=rows.betas,
         image_id=rows.image_id,
@@ -149,6 +161,7 @@ def prepare(
         repeats=repeats,
         rois={name: mask[keep] for name, mask in (rois or {}).items()},
         xyz=None if xyz is None else xyz[keep],
+        ceiling=estimated,
     )
 
 

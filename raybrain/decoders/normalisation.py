@@ -194,7 +194,9 @@ def average_repeats(betas: NDArray, *, image_id: Integers) -> Averaged:
     )
 
 
-def noise_ceiling(betas: NDArray, *, image_id: Integers) -> Floats:
+def noise_ceiling(
+    betas: NDArray, *, image_id: Integers, setting: str = "min_noise_ceiling"
+) -> Floats:
     """Return the share of each voxel's variance in averaged responses that images explain, 0 to 1.
 
     The noise variance is the mean variance over the repeats of an image, the signal variance what
@@ -207,6 +209,8 @@ def noise_ceiling(betas: NDArray, *, image_id: Integers) -> Floats:
     betas : ndarray, shape (trial, voxel)
         Z-scores of training trials.
     image_id : ndarray of int, shape (trial,)
+    setting : str
+        What asks for it, for the message.
 
     Raises
     ------
@@ -217,8 +221,8 @@ def noise_ceiling(betas: NDArray, *, image_id: Integers) -> Floats:
     spare = int((averaged.count - 1).sum())
     if spare == 0:
         raise InputError(
-            "min_noise_ceiling needs training images that were shown more than once, found none; "
-            "set it to 0, or give the dataset's own noise ceiling"
+            f"{setting} needs training images that were shown more than once, found none; set it "
+            f"to 0"
         )
     at = np.searchsorted(averaged.image_id, image_id)
     within = np.zeros(betas.shape[1])

@@ -75,6 +75,7 @@ class RidgeBlock:
     Attributes
     ----------
     weights : ndarray of float32, shape (voxel, target), or StoredWeights
+        Of a kernel (image, target), for rows of the kernel in place of betas.
     mean : ndarray of float32, shape (target,)
     deviation : ndarray of float32, shape (target,)
         Standard deviation of the training targets; 0 where constant.
@@ -161,6 +162,8 @@ def _weights(factor: Factor, *, projected: Floats, penalty: NDArray[np.float64])
     solution = projected / (spectrum + penalty.astype(np.float32))
     if factor.form == "dual":
         return factor.right.T @ (factor.left @ solution)
+    if factor.form == "kernel":
+        return factor.right * (factor.left @ solution)
     solution *= np.sqrt(spectrum)
     return factor.right @ solution
 

@@ -1,7 +1,8 @@
 """The part of ridge regression that depends on the betas alone, shared by all targets.
 
 With X the centred betas, each row multiplied by the square root of its number of repeats, the
-factor is the eigendecomposition of X'X or of XX', whichever is smaller.
+factor is the eigendecomposition of X'X or of XX', whichever is smaller. Of any other kernel it is
+that of the kernel, centred and multiplied likewise.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ class Factor:
 
     Attributes
     ----------
-    form : {'primal', 'dual'}
-        Which Gram matrix was smaller: (voxel, voxel) or (image, image).
+    form : {'primal', 'dual', 'kernel'}
+        Which Gram matrix was smaller, (voxel, voxel) or (image, image), or that it was given.
     centre : ndarray of float32, shape (voxel,)
-        Mean of the betas, weighted by repeats.
+        Mean of the betas, weighted by repeats; of a kernel that of its rows, shape (image,).
     count : ndarray of float64, shape (image,)
     left : ndarray of float32, shape (image, component)
-        U. In dual form a complete basis of what is orthogonal to the intercept.
+        U. Unless primal a complete basis of what is orthogonal to the intercept.
     right : ndarray of float32
-        Primal: V, shape (voxel, component). Dual: weighted centred betas, shape (image, voxel).
+        Primal: V, shape (voxel, component). Dual: weighted centred betas, shape (image, voxel). Of
+        a kernel: the weights themselves, shape (image, 1).
     eigenvalues : ndarray of float64, shape (component,)
     mean_eigenvalue : float
         Unit of the penalties: the trace over the rank.
     """
 
-    form: Literal["primal", "dual"]
+    form: Literal["primal", "dual", "kernel"]
     centre: Floats
     count: NDArray[np.float64]
     left: Floats
@@ -100,6 +102,52 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
     )
 
 
+def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Factor:
+    """Return the factor of any positive semi-definite kernel, which predicts from rows of it.
+
+    Because solutions are orthogonal to the intercept, centring the kernel of new rows comes down to
+    subtracting the training rows' mean: predictions are ``mean + (rows - centre) @ weights``, as
+    those of betas are.
+
+    Parameters
+    ----------
+    kernel : ndarray, shape (image, image)
+        Symmetric.
+    count : ndarray of int, shape (image,), optional
+        Repeats averaged in each row; 1 when not given.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three rows, one is not finite, or all are alike.
+    """
+    images = len(kernel)
+    if images < 3:
+        raise ValueError(f"ridge needs at least 3 training images, found {images}")
+    if not np.isfinite(kernel).all():
+        raise ValueError("the kernel holds NaN or infinity")
+    weight = np.ones(images) if count is None else np.asarray(count, np.float64)
+    root, share = np.sqrt(weight), weight / weight.sum()
+    mean = kernel @ share
+    centred = kernel - mean[:, None]
+    centred -= mean
+    centred += share @ mean
+    centred *= root[:, None]
+    centred *= root
+    left, eigenvalues = _off_the_intercept(centred, root=root)
+    if eigenvalues.sum() <= CONSTANT**2 * (weight @ np.diagonal(kernel)):
+        raise ValueError(f"the patterns of all {images} training images are alike")
+    return Factor(
+        form="kernel",
+        centre=mean.astype(np.float32),
+        count=weight,
+        left=left,
+        right=root[:, None].astype(np.float32),
+        eigenvalues=eigenvalues,
+        mean_eigenvalue=float(eigenvalues.sum() / (images - 1)),
+    )
+
+
 def _centre(betas: NDArray, *, weight: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.zeros(betas.shape[1])
     for start in range(0, len(betas), ROWS_AT_ONCE):
@@ -138,12 +186,20 @@ def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomp
         columns = _weighted(betas[:, part], centre[part], root)
         weighted[:, part] = columns
         kernel += columns @ columns.T
+    left, eigenvalues = _off_the_intercept(kernel, root=root)
+    return left, weighted, eigenvalues
+
+
+def _off_the_intercept(
+    kernel: NDArray[np.float64], *, root: NDArray
+) -> tuple[Floats, NDArray[np.float64]]:
+    """Return the eigenvectors and values of a centred kernel, which is overwritten, but one."""
     # The intercept's direction has eigenvalue 0, like any other null direction; lifted above all
     # others it comes out as the last eigenvector and can be left out exactly.
     intercept = root / np.linalg.norm(root)
     kernel += 2 * np.trace(kernel) * np.outer(intercept, intercept)
     eigenvalues, basis = linalg.eigh(kernel, overwrite_a=True, check_finite=False, driver="evd")
-    return basis[:, :-1].astype(np.float32), weighted, np.maximum(eigenvalues[:-1], 0.0)
+    return basis[:, :-1].astype(np.float32), np.maximum(eigenvalues[:-1], 0.0)
 
 
 def _weighted(betas: NDArray, centre: NDArray, root: NDArray) -> NDArray[np.float64]:

@@ -99,7 +99,7 @@ def leave_folds_out(
     inverses = []
     for penalty in penalties:
         share = factor.eigenvalues / (factor.eigenvalues + penalty)
-        shown = 1.0 - share if factor.form == "dual" else share
+        shown = 1.0 - share if factor.form != "primal" else share
         inverses.append(tuple(_inverse(factor, rows, shown) for rows in images))
     return LeaveFoldsOut(images=images, inverses=tuple(inverses))
 
@@ -118,7 +118,7 @@ def _retained(factor: Factor, penalties: NDArray[np.float64]) -> NDArray[np.floa
     """Return 1 - leverage, shape (penalty, image)."""
     square = factor.left.astype(np.float64) ** 2
     share = factor.eigenvalues / (factor.eigenvalues + penalties[:, None])
-    if factor.form == "dual":
+    if factor.form != "primal":
         # A complete basis: summing what is kept avoids 1 minus almost 1 at small penalties.
         return (1.0 - share) @ square.T
     return 1.0 - factor.count / factor.count.sum() - share @ square.T
@@ -211,7 +211,7 @@ def _fitted_loss(
     square = projected**2
     left_over = penalties[:, None] / (factor.eigenvalues + penalties[:, None])
     inside = (left_over**2).astype(np.float32) @ square
-    if factor.form == "dual":
+    if factor.form != "primal":
         return inside.astype(np.float64)
     outside = _sum_of_squares(standard) - square.sum(axis=0, dtype=np.float64)
     return inside + np.maximum(outside, 0.0)
@@ -222,7 +222,7 @@ def _fitted_residual(
 ) -> Floats:
     """Return residuals (image, target) of the fit to all images at one penalty."""
     share = factor.eigenvalues / (factor.eigenvalues + penalty)
-    if factor.form == "dual":
+    if factor.form != "primal":
         return factor.left @ (projected * (1.0 - share).astype(np.float32)[:, None])
     fit = factor.left @ (projected * share.astype(np.float32)[:, None])
     return np.subtract(standard, fit, out=fit)

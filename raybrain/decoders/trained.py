@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +31,19 @@ from raybrain.decoders.normalisation import (
     average_repeats,
     fit_target_scaler,
 )
+from raybrain.decoders.pattern_kernel import PatternKernel, voxel_weights
 from raybrain.decoders.ridge import (
     ALPHAS,
     RidgeFit,
     StoredWeights,
     Weights,
-    fit_ridge,
+    join_blocks,
     predict_linear,
     read_weights,
+    solve_blocks,
+    warn_at_edges,
 )
+from raybrain.decoders.ridge_factor import Factor, factorise, factorise_kernel
 from raybrain.decoders.sharing import read_arrays, weights_name
 from raybrain.decoders.wiring import Wiring
 
@@ -91,14 +95,15 @@ class TrainedDecoder:
     held_out_r2 : ndarray of float32, shape (dimension,)
         R² on those images; 0 for constant dimensions.
     parameters : mapping of str to ndarray
-        By name: of the network, or the centre and penalties of ridge.
+        By name: of the network, or the centre and penalties of ridge, and of a kernel its training
+        patterns.
     blocks : tuple of Weights
-        Linear weights of consecutive targets; ridge only.
+        Weights of consecutive targets, linear in betas or rows of a kernel; ridge only.
     wiring : mapping of str to ndarray
         Order, nodes and graph of the voxels, as far as the network has any.
     """
 
-    section: config.Ridge | config.NetworkDecoder
+    section: config.ClosedForm | config.NetworkDecoder
     voxels: NDArray[np.bool_]
     scaler: SessionScaler
     targets: TargetScaler
@@ -147,14 +152,20 @@ class TrainedDecoder:
         )
 
     def _estimate(self, standard: Floats) -> Floats:
-        if isinstance(self.section, config.Ridge):
+        if isinstance(self.section, config.ClosedForm):
             return predict_linear(
-                standard,
+                self._regressors(standard),
                 centre=self.parameters["centre"],
                 blocks=self.blocks,
                 mean=self.targets.mean,
             )
         return self.targets.restore(predict_rows(self.network(), standard))
+
+    def _regressors(self, standard: Floats) -> Floats:
+        if not isinstance(self.section, config.KernelRidge):
+            return standard
+        kernel = PatternKernel.from_arrays(self.parameters, width=self.section.width)
+        return kernel.rows(standard)
 
     def network(self) -> nn.Module:
         """Return the trained network in evaluation mode.
@@ -168,8 +179,8 @@ class TrainedDecoder:
 
         from raybrain.decoders.build import build_network
 
-        if isinstance(self.section, config.Ridge):
-            raise ValueError("'ridge' is not a network; use predict")
+        if isinstance(self.section, config.ClosedForm):
+            raise ValueError(f"'{self.section.kind}' is not a network; use predict")
         network = build_network(
             self.section,
             voxels=int(self.voxels.sum()),
@@ -325,8 +336,12 @@ def _within(arrays: Mapping[str, NDArray], prefix: str) -> dict[str, NDArray]:
     }
 
 
-def train_ridge(examples: Examples, *, targets: NDArray, section: config.Ridge) -> TrainedDecoder:
+def train_ridge(
+    examples: Examples, *, targets: NDArray, section: config.ClosedForm
+) -> TrainedDecoder:
     """Return a ridge decoder, each dimension at the penalty with the least held-out error.
+
+    Warns when more than 5 % of the targets choose an end of the grid of penalties.
 
     Parameters
     ----------
@@ -334,32 +349,81 @@ def train_ridge(examples: Examples, *, targets: NDArray, section: config.Ridge) 
         From `prepare`, given training and validation trials.
     targets : ndarray, shape (row, dimension)
         True targets of ``examples.image_id``.
-    section : config.Ridge
+    section : config.Ridge or config.KernelRidge
     """
-    betas = examples.betas[:]
-    averaged = Averaged(betas=betas, image_id=examples.image_id, count=examples.count)
     if len(np.unique(examples.image_id)) < len(examples.image_id):
         # The repeats of an image must be left out together; their weighted mean gives the same fit.
-        averaged = average_repeats(betas, image_id=examples.image_id)
+        averaged = average_repeats(examples.betas[:], image_id=examples.image_id)
         targets = targets[np.unique(examples.image_id, return_index=True)[1]]
-    fit = fit_ridge(
-        averaged.betas,
-        targets=targets,
-        count=averaged.count,
-        alphas=section.alphas or ALPHAS,
-    )
+        examples = replace(
+            examples,
+            betas=averaged.betas,
+            image_id=averaged.image_id,
+            count=averaged.count,
+            repeats="average",
+        )
+    alphas = section.alphas or ALPHAS
+    regressors = Regressors.of(examples, section=section)
+    blocks = solve_blocks(regressors.factor, targets=targets, alphas=alphas)
+    fit = join_blocks(list(blocks), centre=regressors.factor.centre)
+    warn_at_edges(fit.alpha, alphas=alphas)
     return decoder_from_ridge(
         fit,
         examples=examples,
-        targets=fit_target_scaler(targets, count=averaged.count),
+        targets=fit_target_scaler(targets, count=examples.count),
         section=section,
+        kernel=regressors.kernel,
     )
 
 
+@dataclass(frozen=True)
+class Regressors:
+    """What ridge predicts from, the betas themselves or rows of a kernel, and their factor."""
+
+    factor: Factor
+    kernel: PatternKernel | None
+
+    @classmethod
+    def of(cls, examples: Examples, *, section: config.ClosedForm) -> Regressors:
+        """Return those that a decoder's section asks for.
+
+        Parameters
+        ----------
+        examples : Examples
+            With ``rois`` and ``ceiling`` as far as a kernel's section uses them.
+        section : config.Ridge or config.KernelRidge
+        """
+        betas = examples.betas[:]
+        if not isinstance(section, config.KernelRidge):
+            return cls(factorise(betas, count=examples.count), None)
+        kernel = PatternKernel.fit(
+            betas,
+            count=examples.count,
+            weight=voxel_weights(examples, section=section),
+            width=section.width,
+        )
+        return cls(factorise_kernel(kernel.rows(betas), count=examples.count), kernel)
+
+    def rows(self, betas: Floats) -> Floats:
+        """Return what other z-scored betas (row, voxel) are predicted from."""
+        return betas if self.kernel is None else self.kernel.rows(betas)
+
+
+def wants_ceiling(section: config.Decoder) -> bool:
+    """Return whether a decoder is fitted on `Examples.ceiling`."""
+    return isinstance(section, config.KernelRidge) and section.ceiling_power > 0
+
+
 def decoder_from_ridge(
-    fit: RidgeFit, *, examples: Examples, targets: TargetScaler, section: config.Ridge
+    fit: RidgeFit,
+    *,
+    examples: Examples,
+    targets: TargetScaler,
+    section: config.ClosedForm,
+    kernel: PatternKernel | None = None,
 ) -> TrainedDecoder:
     """Return the decoder of a ridge fit whose blocks may have been solved elsewhere."""
+    kept = {} if kernel is None else kernel.arrays()
     return TrainedDecoder(
         section=section,
         voxels=examples.voxels,
@@ -367,7 +431,7 @@ def decoder_from_ridge(
         targets=targets,
         gain=fit.gain,
         held_out_r2=fit.held_out_r2,
-        parameters={"centre": fit.centre, "alpha": fit.alpha},
+        parameters={"centre": fit.centre, "alpha": fit.alpha, **kept},
         blocks=fit.blocks,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
-from raybrain.config import InputError, Ridge
+from raybrain.config import ClosedForm, InputError
 from raybrain.stages import drawing, extent
 
 if TYPE_CHECKING:
@@ -203,7 +203,9 @@ def _counts(experiment: Experiment, pending: Pending) -> None:
 
 def _validation(experiment: Experiment, pending: Pending) -> None:
     targets = outputs.targets(experiment)
-    networks = [f"{name}.decoder" for name, one in targets if not isinstance(one.decoder, Ridge)]
+    networks = [
+        f"{name}.decoder" for name, one in targets if not isinstance(one.decoder, ClosedForm)
+    ]
     networks += [f"{name}.prior" for name, one in targets if one.prior is not None]
     wants = [f"'decode.{name}'" for name in networks if pending.get("train")]
     wants += ["the search"] if pending.get("tune") else []
@@ -235,7 +237,7 @@ def _memory(experiment: Experiment, pending: Pending) -> None:
         if several:
             if len(known) == len(sizes):
                 extent.check_together(experiment, known)
-        elif isinstance(decode.decoder, Ridge) and cluster.starts_its_own():
+        elif isinstance(decode.decoder, ClosedForm) and cluster.starts_its_own():
             _holds(known, target=target, decode=decode)
 
 

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from raybrain import cluster, outputs, places, store, tracking
-from raybrain.config import Ridge
+from raybrain.config import ClosedForm, Ridge
 from raybrain.decoders import (
+    Regressors,
     SharedTask,
     Task,
     TrainedDecoder,
     decoder_from_ridge,
-    factorise,
     fit_target_scaler,
     gradient_task,
     join_blocks,
     prepare,
     shared_task,
     solve_block,
+    wants_ceiling,
     warn_at_edges,
 )
 from raybrain.decoders.ridge import ALPHAS
@@ -63,7 +64,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     decode = dict(outputs.targets(experiment))[target]
     data = Data.of(experiment, target, decode)
     others: dict[str, TrainedDecoder] = {}
-    if isinstance(decode.decoder, Ridge):
+    if isinstance(decode.decoder, ClosedForm):
         decoder = _ridge_on_worker(data, section=decode.decoder)
         warn_at_edges(decoder.parameters["alpha"], alphas=decode.decoder.alphas or ALPHAS)
     elif len(outputs.subjects_of(experiment, decode)) > 1:
@@ -172,8 +173,8 @@ class Data:
     @property
     def wants_reference(self) -> bool:
         """Whether ridge is fitted beside the decoder; ridge always holds its data."""
-        network = not isinstance(self.decode.decoder, Ridge)
-        return network and self.decode.reference and not self.exceeds_memory
+        other = not isinstance(self.decode.decoder, Ridge)
+        return other and self.decode.reference and not self.exceeds_memory
 
 
 def _register(
@@ -251,12 +252,12 @@ def _on_worker(make: Callable[[], Value], data: Data, *, description: str) -> Sh
     )
 
 
-def _ridge_on_worker(data: Data, *, section: Ridge) -> TrainedDecoder:
+def _ridge_on_worker(data: Data, *, section: ClosedForm) -> TrainedDecoder:
     fit = functools.partial(fit_ridge_of, data, section=section)
     return _on_worker(fit, data, description="ridge").get()
 
 
-def fit_ridge_of(data: Data, *, section: Ridge) -> TrainedDecoder:
+def fit_ridge_of(data: Data, *, section: ClosedForm) -> TrainedDecoder:
     """Fit on training and validation trials: what is left out in turn chooses the penalties.
 
     Images are left out one by one with their repeats averaged. Where a target stands for a category
@@ -271,9 +272,12 @@ def fit_ridge_of(data: Data, *, section: Ridge) -> TrainedDecoder:
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
         repeats="trial" if by_category else "average",
+        rois={name: opened.rois[name][mask] for name in decode.rois},
+        estimate_ceiling=wants_ceiling(section),
     )
     targets = data.truth(examples.image_id)
-    factor = factorise(examples.betas[:], count=examples.count)
+    regressors = Regressors.of(examples, section=section)
+    factor = regressors.factor
     alphas = section.alphas or ALPHAS
     folds = opened.trials["run"].to_numpy() if by_category else None
     width = min(TARGETS_PER_TASK, factor.targets_per_block())
@@ -289,6 +293,7 @@ def fit_ridge_of(data: Data, *, section: Ridge) -> TrainedDecoder:
         examples=examples,
         targets=fit_target_scaler(targets, count=examples.count),
         section=section,
+        kernel=regressors.kernel,
     )
 
 
@@ -434,7 +439,7 @@ def _task_on_disk(data: Data, *, folder: str) -> Task:
 
 
 def _network_section(decode: Decode) -> NetworkDecoder:
-    assert not isinstance(decode.decoder, Ridge)
+    assert not isinstance(decode.decoder, ClosedForm)
     return decode.decoder
 
 

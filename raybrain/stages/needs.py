@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.cluster import Need
+from raybrain.config import ClosedForm
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment, Workers
@@ -39,7 +40,7 @@ def section_of(experiment: Experiment, output: Output) -> str:
         return "generate"
     if output.stage == "train":
         decode = dict(outputs.targets(experiment))[Path(output.folder).name]
-        if decode.prior is not None or not isinstance(decode.decoder, outputs.CLOSED_FORM):
+        if decode.prior is not None or not isinstance(decode.decoder, ClosedForm):
             return "train"
     return "tasks"
 

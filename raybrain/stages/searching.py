@@ -13,15 +13,16 @@ import numpy as np
 import yaml
 
 from raybrain import catalog, cluster, outputs, places, store, tracking
-from raybrain.config import Decode, Experiment, InputError, Ridge
+from raybrain.config import ClosedForm, Decode, Experiment, InputError
 from raybrain.decoders import (
     Examples,
-    factorise,
+    Regressors,
     fit_target_scaler,
     gradient_task,
     join_blocks,
     prepare,
     solve_block,
+    wants_ceiling,
 )
 from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
@@ -80,7 +81,7 @@ def searched_targets(experiment: Experiment) -> list[str]:
         target
         for target, decode in outputs.targets(experiment)
         if any(address.startswith(f"decode.{target}.") for address in space)
-        or (trains and not isinstance(decode.decoder, Ridge))
+        or (trains and not isinstance(decode.decoder, ClosedForm))
     ]
 
 
@@ -234,6 +235,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
                 repeats=repeats,
                 rois={name: opened.rois[name][mask] for name in rois},
                 xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
+                estimate_ceiling=_weighs_by_ceiling(experiment, target, decode),
             )
             responses[target, repeats] = _Responses(
                 examples=examples,
@@ -266,6 +268,18 @@ def _values(experiment: Experiment, address: str, own: Any, *, flat: bool = Fals
     span = experiment.tuning.space.get(address)
     offered = span.choices or () if span else ()
     return set(own) | ({v for choice in offered for v in choice} if flat else set(offered))
+
+
+def _weighs_by_ceiling(experiment: Experiment, target: str, decode: Decode) -> bool:
+    """Return whether any candidate is fitted on ceilings estimated from training trials."""
+    assert experiment.tuning is not None
+    space, address = experiment.tuning.space, f"decode.{target}.decoder"
+    kinds = space[address].choices or () if address in space else ()
+    return (
+        wants_ceiling(decode.decoder)
+        or f"{address}.ceiling_power" in space
+        or any(isinstance(kind, dict) and kind.get("ceiling_power") for kind in kinds)
+    )
 
 
 def fit_candidate(
@@ -350,9 +364,9 @@ def _fit(
 ) -> Iterator[tuple[float, float, Any]]:
     """Yield validation loss, number of parameters and how to save, after each epoch."""
     chosen = (data, target, decode.rois, decode.min_noise_ceiling)
-    if isinstance(decode.decoder, Ridge):
+    if isinstance(decode.decoder, ClosedForm):
         repeats = _RIDGE_REPEATS[data.get().by_category]
-        yield _ridge(*chosen, repeats, decode.decoder.alphas or ALPHAS, shelf=shelf)
+        yield _ridge(*chosen, repeats, decode.decoder, shelf=shelf)
         return
     from raybrain import training
 
@@ -387,24 +401,28 @@ def _ridge(
     rois: tuple[str, ...],
     min_noise_ceiling: float,
     repeats: Repeats,
-    alphas: Sequence[float],
+    section: ClosedForm,
     *,
     shelf: Shelf,
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
     examples, validation = _examples(data, target, rois, min_noise_ceiling, repeats)
-    factor = shelf.get(
-        ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats),
-        lambda: factorise(examples.betas[:], count=examples.count),
+    kernel = section.model_dump_json(exclude={"alphas", "rescale"})
+    regressors = shelf.get(
+        ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats, kernel),
+        lambda: Regressors.of(examples, section=section),
     )
+    factor = regressors.factor
     targets = _truth(data, target, examples.image_id)
     runs = data.get().responses[target, repeats].runs
-    block = solve_block(factor, targets=targets, alphas=tuple(alphas), folds=runs)
-    estimates = join_blocks([block], centre=factor.centre).predict(validation.betas)
+    block = solve_block(factor, targets=targets, alphas=section.alphas or ALPHAS, folds=runs)
+    estimates = join_blocks([block], centre=factor.centre).predict(
+        regressors.rows(validation.betas)
+    )
     scaler = fit_target_scaler(targets, count=examples.count)
     wanted = scaler.transform(_truth(data, target, validation.image_id))
     error = float(np.mean((scaler.transform(estimates) - wanted) ** 2))
-    return error, float(examples.betas.shape[1] * targets.shape[1]), None
+    return error, float(len(factor.centre) * targets.shape[1]), None
 
 
 # A worker process tries many candidates; few sets of voxels come up again and again.

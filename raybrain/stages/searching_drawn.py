@@ -16,9 +16,9 @@ import numpy as np
 from raybrain import cluster, diffusion, evaluation, outputs, places, store
 from raybrain.config import (
     TARGET_OF,
+    ClosedForm,
     InputError,
     Reconstruct,
-    Ridge,
     changes_drawing,
     letters,
 )
@@ -153,7 +153,7 @@ def _predicted(
     data: Data, *, validation: SubjectStore, folder: str, training_ids: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return values and estimates (image, ...) of the validation images, ascending by id."""
-    if isinstance(data.decode.decoder, Ridge):
+    if isinstance(data.decode.decoder, ClosedForm):
         decoder = fit_ridge_of(data, section=data.decode.decoder)
     else:
         with places.reading(f"{folder}/{DECODER}") as saved:
