@@ -176,8 +176,9 @@ def _run(words: list[str]) -> int:
         raise InputError(f"name {kind} file: raybrain {stage} jobs/{example}.yaml")
     else:
         path, *assignments = rest
-    from raybrain import sweeps
+    from raybrain import sweeps, tracking
 
+    tracking.typed(["run" if stage == "demo" else stage, path, *assignments])
     several = sweeps.is_sweep(path)
     if several and stage not in (SWEEP, "plan"):
         raise InputError(f"{path} describes a sweep; type: raybrain sweep {path}")

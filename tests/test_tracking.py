@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybrain import config, tracking
+from raybrain import cli, config, tracking
+from raybrain.api import running
 from raybrain.config import Experiment, InputError, Tracking
 from raybrain.shipped import DEMO
 from raybrain.tracking import runs
 from raybrain.tracking.address import ARTIFACTS, DATABASE
+from raybrain.tracking.provenance import provenance
 
 SETTINGS = Tracking()
 
@@ -400,6 +402,22 @@ def test_where_to_look_is_the_page_of_the_run(tmp_path):
     server = Tracking(uri="https://mlflow.lab.example/")
     told = tracking.where_to_look(server, workspace=str(tmp_path), page=page)
     assert told == f"https://mlflow.lab.example{path}"
+
+
+@pytest.mark.parametrize(
+    ("words", "source", "command"),
+    [
+        (["demo", "seed=1"], str(DEMO), f"raybrain run {DEMO} seed=1"),
+        (["plan", str(DEMO)], str(DEMO), f"raybrain plan {DEMO}"),
+    ],
+)
+def test_a_run_says_what_was_typed_wherever_it_was_called(words, source, command, monkeypatch):
+    monkeypatch.setattr(running, "run", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["pytest", "other.yaml"])
+    assert cli.main(words) == 0
+    told = provenance()
+    assert told["mlflow.source.name"] == source
+    assert told["raybrain.command"] == command
 
 
 def test_importing_tracking_imports_no_mlflow():

@@ -17,6 +17,7 @@ from raybrain.tracking.address import (
 )
 from raybrain.tracking.datasets import Described
 from raybrain.tracking.models import describe_decoder, model_name, register_decoder
+from raybrain.tracking.provenance import typed
 from raybrain.tracking.runs import Run, Tracker, identity_of, open_tracker
 from raybrain.tracking.studies import StudyLog
 from raybrain.tracking.sweeps import SweepChild, log_sweep
@@ -38,6 +39,7 @@ __all__ = [
     "open_tracker",
     "page_of",
     "register_decoder",
+    "typed",
     "ui_command",
     "upgrade",
     "uri_of",

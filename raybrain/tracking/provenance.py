@@ -16,22 +16,40 @@ from raybrain.tracking.tags import COMMAND, VERSION
 SOURCE = Path(__file__).resolve().parents[2]
 """The checkout, where the program runs from one."""
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "zarr", "optuna", "mlflow", "numpy")
-PROGRAMS = ("raybrain", "__main__.py", "cli.py")
 COMMIT = "mlflow.source.git.commit"
 DIRTY = "mlflow.source.git.dirty"
 
 
-@functools.cache
+_typed: list[str] = []
+
+
+def typed(words: list[str]) -> None:
+    """Say what a person typed after ``raybrain``, or what it stands for.
+
+    It is told because a command may be called from within another program, whose own words say
+    nothing of it.
+    """
+    _typed[:] = words
+
+
 def provenance() -> dict[str, str]:
     """Return MLflow's own tags of user and source, and one per library with its version.
 
-    The commit is that of the checkout the program runs from; MLflow's tag ``git.dirty`` marks
-    changes that no commit holds. A package that was installed has a version and no commit.
+    The source is the experiment's file, where a command was given one. The commit is that of the
+    checkout the program runs from; MLflow's tag ``git.dirty`` marks changes that no commit holds. A
+    package that was installed has a version and no commit.
     """
-    tags = {
+    return {
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": source_name(sys.argv),
-        COMMAND: _command(sys.argv),
+        "mlflow.source.name": source_name(_typed),
+        COMMAND: _command(_typed),
+        **_here(),
+    }
+
+
+@functools.cache
+def _here() -> dict[str, str]:
+    tags = {
         VERSION: __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
     }
@@ -44,18 +62,16 @@ def provenance() -> dict[str, str]:
 
 
 def source_name(words: list[str]) -> str:
-    """Return the experiment file of a command line, which MLflow shows as a run's source."""
+    """Return the experiment file among ``words``, which MLflow shows as a run's source."""
     return next(
-        (word for word in words[1:] if word.endswith((".yaml", ".yml")) and "=" not in word),
+        (word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word),
         "raybrain",
     )
 
 
 def _command(words: list[str]) -> str:
-    """Return what was typed; of any other program than raybrain's, nothing but that."""
-    if not words or Path(words[0]).name not in PROGRAMS:
-        return "raybrain"
-    kept = [word for word in words[1:] if not holds_secret(word.partition("=")[2] or word)]
+    """Return what was typed, less what may be a secret."""
+    kept = [word for word in words if not holds_secret(word.partition("=")[2] or word)]
     return " ".join(["raybrain", *kept])
 
 
