@@ -307,12 +307,8 @@ def test_a_candidate_has_one_run_whoever_drove_the_search(tracker, experiment):
     assert found.data.metrics["epochs"] == 3
     assert found.data.tags[runs.CANDIDATE] == "3"
     history = tracker.client.get_metric_history(found.info.run_id, "validation_loss")
-    assert [(point.step, point.value) for point in history] == [
-        (1, 1.0),
-        (2, 0.5),
-        (2, 0.5),
-        (3, 1 / 3),
-    ]
+    # The second epoch was told twice, which MLflow keeps as one if it was within a millisecond.
+    assert {(point.step, point.value) for point in history} == {(1, 1.0), (2, 0.5), (3, 1 / 3)}
 
 
 def test_a_candidate_that_failed_says_why(tracker, experiment):
