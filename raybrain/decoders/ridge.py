@@ -303,12 +303,18 @@ def grouped_folds(groups: Sequence[object] | NDArray, *, number: int) -> NDArray
     return fold[at]
 
 
-def warn_at_edges(alpha: NDArray, *, alphas: Sequence[float] = ALPHAS) -> None:
-    """Warn when more than 5 % of the targets that vary chose an end of the grid."""
+def warn_at_edges(
+    alpha: NDArray, *, alphas: Sequence[float] = ALPHAS, smallest: bool = True
+) -> None:
+    """Warn when more than 5 % of the targets that vary chose an end of the grid.
+
+    Of a kernel the ``smallest`` penalty is no such end: where patterns are alike to few others, the
+    kernel itself shrinks.
+    """
     chosen = alpha[np.isfinite(alpha)]
     if not len(chosen) or len(alphas) < 2:
         return
-    low = float(np.mean(np.isclose(chosen, min(alphas), rtol=1e-5)))
+    low = float(np.mean(np.isclose(chosen, min(alphas), rtol=1e-5))) if smallest else 0.0
     high = float(np.mean(np.isclose(chosen, max(alphas), rtol=1e-5)))
     if low + high > EDGE_SHARE:
         warnings.warn(

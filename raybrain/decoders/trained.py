@@ -366,7 +366,7 @@ def train_ridge(
     regressors = Regressors.of(examples, section=section)
     blocks = solve_blocks(regressors.factor, targets=targets, alphas=alphas)
     fit = join_blocks(list(blocks), centre=regressors.factor.centre)
-    warn_at_edges(fit.alpha, alphas=alphas)
+    warn_at_edges(fit.alpha, alphas=alphas, smallest=regressors.kernel is None)
     return decoder_from_ridge(
         fit,
         examples=examples,

@@ -66,7 +66,11 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     others: dict[str, TrainedDecoder] = {}
     if isinstance(decode.decoder, ClosedForm):
         decoder = _ridge_on_worker(data, section=decode.decoder)
-        warn_at_edges(decoder.parameters["alpha"], alphas=decode.decoder.alphas or ALPHAS)
+        warn_at_edges(
+            decoder.parameters["alpha"],
+            alphas=decode.decoder.alphas or ALPHAS,
+            smallest=isinstance(decode.decoder, Ridge),
+        )
     elif len(outputs.subjects_of(experiment, decode)) > 1:
         others = _fit_subjects(data, output=output, run=run)
         decoder = others.pop(experiment.subject)

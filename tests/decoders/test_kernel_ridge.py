@@ -174,6 +174,17 @@ def test_noisy_voxels_do_less_harm_when_weighted():
     assert r2[1.0] > r2[0.0] + 0.05
 
 
+def test_the_smallest_penalty_of_a_kernel_raises_no_alarm():
+    betas, labels, clean = trials(noise=np.full(10, 0.05))
+    examples = prepare(betas, **labels)
+    section = config.KernelRidge(width=0.3, alphas=(1e-3, 1e-2, 1e-1))
+    decoder = train_ridge(examples, targets=clean.astype(np.float32), section=section)
+    assert (decoder.parameters["alpha"] == np.float32(1e-3)).all()
+    hopeless = np.random.default_rng(8).permutation(clean).astype(np.float32)
+    with pytest.warns(UserWarning, match="0.0% chose the smallest .* the largest"):
+        train_ridge(examples, targets=hopeless, section=section)
+
+
 def test_a_saved_decoder_predicts_the_same(tmp_path):
     betas, labels, clean = trials()
     section = config.KernelRidge(width=0.7, ceiling_power=0.5, rescale=False)
