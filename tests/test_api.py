@@ -65,17 +65,18 @@ def test_an_experiment_is_changed_by_addresses_as_on_the_command_line():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-def test_scikit_learn_accepts_the_decoder():
+@pytest.mark.parametrize("kind", ["ridge", "kernel_ridge"])
+def test_scikit_learn_accepts_the_decoder(kind):
     rounding = "float32 sums over another number of rows round otherwise, by 1e-7"
     checks = check_estimator(
-        raybrain.Decoder(),
+        raybrain.Decoder(kind),
         on_fail=None,
         expected_failed_checks={"check_methods_subset_invariance": rounding},
     )
     assert len(checks) > 40
     assert not [one for one in checks if one["status"] == "failed"]
     betas, targets = linear(40, noise=1.0)
-    decoder = raybrain.Decoder().fit(betas, targets)
+    decoder = raybrain.Decoder(kind).fit(betas, targets)
     single = np.concatenate([decoder.predict(betas[k : k + 1]) for k in range(40)])
     np.testing.assert_allclose(decoder.predict(betas), single, atol=1e-5)
 

@@ -210,6 +210,29 @@ def test_a_search_writes_an_experiment_that_is_no_worse_than_its_own(search_file
     assert load_experiment(Path(words[1]), *words[2:]).decode == experiment.decode
 
 
+def test_kernels_and_what_voxels_weigh_are_searched_as_any_setting(search_file):
+    tree = yaml.safe_load(search_file.read_text())
+    tree["decode"]["latents"] = {"rois": ["V1", "V2"], "decoder": {"kind": "kernel_ridge"}}
+    address = "decode.latents.decoder"
+    space = {
+        f"{address}.width": {"choices": [0.5, 2.0]},
+        f"{address}.ceiling_power": {"choices": [0.0, 1.0]},
+        f"{address}.weights.V1": {"choices": [0.5]},
+    }
+    grid = {"sampler": "grid", "candidates": 4, "top": 1, "seeds": 1, "pruner": "none"}
+    tree["tuning"] = {**grid, "space": space}
+    search_file.write_text(yaml.safe_dump(tree))
+    assert cli.main(["tune", str(search_file)]) == 0
+    losses = {
+        tuple(run.data.params[f"{address}.{name}"] for name in ("width", "ceiling_power")): (
+            run.data.metrics["objective/validation_loss"]
+        )
+        for run in _candidate_runs(load_experiment(search_file))
+    }
+    assert len(losses) == 4
+    assert len(set(losses.values())) == 4  # each weighed and widened for itself
+
+
 def test_candidates_of_two_workers_are_searched_as_well(search_file):
     tree = yaml.safe_load(search_file.read_text())
     few = {"workers": 2, "candidates": 2, "top": 1, "seeds": 1}

@@ -185,6 +185,7 @@ def test_a_registered_decoder_predicts_through_mlflow(finished, experiment_file,
 @pytest.mark.parametrize(
     "section",
     [
+        "{kind: kernel_ridge, ceiling_power: 1.0, weights: {V1: 0.5}}",
         "{kind: cnn_text}",
         "{kind: cnn_image}",
         "{kind: vae}",

@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from raybrain import config
 from raybrain.config import InputError
-from raybrain.decoders import load_decoder, prepare, train_ridge
+from raybrain.decoders import load_decoder, prepare, train_ridge, write_model
 from raybrain.decoders.normalisation import noise_ceiling
 from raybrain.decoders.pattern_kernel import PatternKernel, voxel_weights
 from raybrain.decoders.ridge import join_blocks, solve_block
@@ -191,9 +191,12 @@ def test_a_saved_decoder_predicts_the_same(tmp_path):
     examples = prepare(betas, **labels, estimate_ceiling=True)
     decoder = train_ridge(examples, targets=clean.astype(np.float32), section=section)
     again = load_decoder(decoder.save(tmp_path / "decoder"))
-    assert again.section == section
-    first, second = (one.predict(betas, **labels) for one in (decoder, again))
+    write_model(decoder, tmp_path / "model", card="", about={}, arrays={})
+    shared = load_decoder(tmp_path / "model")
+    assert again.section == shared.section == section
+    first, second, third = (one.predict(betas, **labels) for one in (decoder, again, shared))
     np.testing.assert_array_equal(first.values, second.values)
+    np.testing.assert_array_equal(first.values, third.values)
     np.testing.assert_array_equal(first.estimates, first.values)
     with pytest.raises(ValueError, match="'kernel_ridge' is not a network"):
         again.network()
