@@ -281,8 +281,8 @@ class KernelRidge(Penalised):
     """Weigh voxels by this power of their noise ceiling, estimated from the repeats of training
     images; 0 weighs all alike."""
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = {}
-    """ROI to what its voxels are weighted by besides, as in banded ridge; those of ROIs that
-    overlap multiply."""
+    """ROI to what voxels in it are weighted by besides, as in banded ridge. It need not be one of
+    ``rois``; where ROIs overlap, their weights multiply."""
 
 
 class Network(Section):
@@ -562,15 +562,11 @@ class Decode(Section):
     """Train on the subject's first so many scan sessions alone. The test trials stay all of them,
     and of other ``subjects`` all sessions train."""
 
-    @model_validator(mode="after")
-    def _weighs_its_own_rois(self) -> Decode:
-        named = self.decoder.weights if isinstance(self.decoder, KernelRidge) else {}
-        if unknown := [name for name in named if name not in self.rois]:
-            raise ValueError(
-                f"decoder.weights names {', '.join(unknown)}, but the rois are "
-                f"{', '.join(self.rois)}; name one of these"
-            )
-        return self
+    @property
+    def named_rois(self) -> tuple[str, ...]:
+        """The ROIs decoded from, and those that weigh voxels of them."""
+        weighed = self.decoder.weights if isinstance(self.decoder, KernelRidge) else {}
+        return tuple(dict.fromkeys((*self.rois, *weighed)))
 
 
 class Decodes(Section):

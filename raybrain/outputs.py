@@ -60,7 +60,7 @@ def dataset_entry(experiment: Experiment) -> CatalogEntry:
         If the entry, the subject or an ROI does not exist.
     """
     entry = catalog.load_entry(experiment.dataset)
-    rois = {roi for _, decode in targets(experiment) for roi in decode.rois}
+    rois = {roi for _, decode in targets(experiment) for roi in decode.named_rois}
     for one in each_subject(experiment):
         catalog.check_choice(entry, subject=one.subject, rois=tuple(sorted(rois)))
     return entry

@@ -100,7 +100,7 @@ def voxel_weights(examples: Examples, *, section: config.KernelRidge) -> Floats:
     Raises
     ------
     InputError
-        If a ceiling is wanted and none of the voxels has any.
+        If a ceiling is wanted and none of the voxels has any, or an ROI is not known.
     ValueError
         If the examples lack what the section asks for.
     """
@@ -115,5 +115,7 @@ def voxel_weights(examples: Examples, *, section: config.KernelRidge) -> Floats:
                 "its noise ceiling; check the betas, or set ceiling_power=0"
             )
     for name, factor in section.weights.items():
+        if name not in examples.rois:
+            raise InputError(f"decoder.weights names the ROI '{name}', but no ROIs are known here")
         weight = np.where(examples.rois[name], weight * np.float32(factor), weight)
     return weight.astype(np.float32)

@@ -276,7 +276,7 @@ def fit_ridge_of(data: Data, *, section: ClosedForm) -> TrainedDecoder:
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
         repeats="trial" if by_category else "average",
-        rois={name: opened.rois[name][mask] for name in decode.rois},
+        rois={name: opened.rois[name][mask] for name in decode.named_rois},
         estimate_ceiling=wants_ceiling(section),
     )
     targets = data.truth(examples.image_id)

@@ -63,6 +63,9 @@ def check(experiment: Experiment) -> None:
         if address.endswith(".rois"):
             named = {roi for choice in span.choices or () for roi in choice}
             catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(named)))
+    for target, decode in outputs.targets(experiment):
+        weighed = tuple(sorted(_weighed(experiment, target, decode)))
+        catalog.check_choice(entry, subject=experiment.subject, rois=weighed)
     if searches_drawing(experiment):
         return
     if not searched_targets(experiment):
@@ -222,6 +225,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
         rois = sorted(
             _values(experiment, f"decode.{target}.rois", decode.rois, flat=True)  # type: ignore[type-var]
         )
+        weighed = _weighed(experiment, target, decode)
         mask = opened.mask(rois)
         betas = opened.betas(voxels=mask)
         treatments: set[Repeats] = _values(
@@ -233,7 +237,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
                 session=session[train],
                 image_id=rows[train],
                 repeats=repeats,
-                rois={name: opened.rois[name][mask] for name in rois},
+                rois={name: opened.rois[name][mask] for name in {*rois, *weighed}},
                 xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
                 estimate_ceiling=_weighs_by_ceiling(experiment, target, decode),
             )
@@ -268,6 +272,17 @@ def _values(experiment: Experiment, address: str, own: Any, *, flat: bool = Fals
     span = experiment.tuning.space.get(address)
     offered = span.choices or () if span else ()
     return set(own) | ({v for choice in offered for v in choice} if flat else set(offered))
+
+
+def _weighed(experiment: Experiment, target: str, decode: Decode) -> set[str]:
+    """Return the ROIs that any candidate weighs voxels by."""
+    assert experiment.tuning is not None
+    space, address = experiment.tuning.space, f"decode.{target}.decoder"
+    kinds = space[address].choices or () if address in space else ()
+    named = {name for kind in kinds if isinstance(kind, dict) for name in kind.get("weights", {})}
+    within = f"{address}.weights."
+    named |= {one.removeprefix(within) for one in space if one.startswith(within)}
+    return named | set(decode.named_rois)
 
 
 def _weighs_by_ceiling(experiment: Experiment, target: str, decode: Decode) -> bool:
@@ -363,7 +378,7 @@ def _fit(
     state: State | None,
 ) -> Iterator[tuple[float, float, Any]]:
     """Yield validation loss, number of parameters and how to save, after each epoch."""
-    chosen = (data, target, decode.rois, decode.min_noise_ceiling)
+    chosen = (data, target, decode.rois, decode.named_rois, decode.min_noise_ceiling)
     if isinstance(decode.decoder, ClosedForm):
         repeats = _RIDGE_REPEATS[data.get().by_category]
         yield _ridge(*chosen, repeats, decode.decoder, shelf=shelf)
@@ -399,6 +414,7 @@ def _ridge(
     data: Shared[_Data],
     target: str,
     rois: tuple[str, ...],
+    named: tuple[str, ...],
     min_noise_ceiling: float,
     repeats: Repeats,
     section: ClosedForm,
@@ -406,7 +422,7 @@ def _ridge(
     shelf: Shelf,
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
-    examples, validation = _examples(data, target, rois, min_noise_ceiling, repeats)
+    examples, validation = _examples(data, target, rois, named, min_noise_ceiling, repeats)
     kernel = section.model_dump_json(exclude={"alphas", "rescale"})
     regressors = shelf.get(
         ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats, kernel),
@@ -431,10 +447,11 @@ def _examples(
     data: Shared[_Data],
     target: str,
     rois: tuple[str, ...],
+    named: tuple[str, ...],
     min_noise_ceiling: float,
     repeats: Repeats,
 ) -> tuple[Examples, Averaged]:
-    """Return training and validation rows of the voxels that a candidate uses."""
+    """Return training and validation rows of a candidate's ``rois``, told all ``named`` ones."""
     responses = data.get().responses[target, repeats]
     examples = responses.examples
     keep = np.any([examples.rois[name] for name in rois], axis=0)
@@ -445,7 +462,7 @@ def _examples(
             f"no voxel of {', '.join(rois)} reaches min_noise_ceiling={min_noise_ceiling:g}"
         )
     validation = responses.validation
-    return examples.select(keep, rois=rois), Averaged(
+    return examples.select(keep, rois=named), Averaged(
         betas=np.ascontiguousarray(validation.betas[:, keep]),
         image_id=validation.image_id,
         count=validation.count,

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
 
-from raybrain import config
+from raybrain import config, outputs
 from raybrain.config import InputError
 from raybrain.decoders import load_decoder, prepare, train_ridge, write_model
 from raybrain.decoders.normalisation import noise_ceiling
 from raybrain.decoders.pattern_kernel import PatternKernel, voxel_weights
 from raybrain.decoders.ridge import join_blocks, solve_block
 from raybrain.decoders.ridge_factor import factorise, factorise_kernel
+from raybrain.shipped import DEMO
 
 
 def patterns(images=50, voxels=12, *, seed=0):
@@ -213,9 +214,19 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence():
     object.__setattr__(examples, "ceiling", np.zeros_like(examples.ceiling))
     with pytest.raises(InputError, match="no voxel answers repeats of a training image alike"):
         voxel_weights(examples, section=section)
-    wrong = {"rois": ["V1"], "decoder": {"kind": "kernel_ridge", "weights": {"V2": 2.0}}}
-    with pytest.raises(InputError, match=r"weights names V2, but the rois are V1; name one"):
-        config.validate(wrong, schema=config.Decode, source="x")
+    unknown = config.KernelRidge(weights={"V2": 2.0})
+    with pytest.raises(InputError, match=r"weights names the ROI 'V2', but no ROIs are known"):
+        voxel_weights(examples, section=unknown)
+
+
+def test_rois_that_weigh_are_looked_up_in_the_catalog_and_need_not_be_decoded_from():
+    demo = config.Experiment.load(DEMO)
+    narrower = demo.with_("decode.latents.rois=[V1]")
+    assert narrower.decode.latents.named_rois == ("V1", "ventral")
+    outputs.dataset_entry(narrower)
+    wrong = demo.with_("decode.latents.decoder.weights={V9: 2}")
+    with pytest.raises(InputError, match=r"ROI 'V9' is not in the catalog entry simulated"):
+        outputs.dataset_entry(wrong)
 
 
 @pytest.mark.parametrize(
