@@ -263,7 +263,9 @@ def test_ridge_on_more_than_this_machine_holds_is_told(load, monkeypatch):
     experiment = load("decode.prompt_embeds=null", "reconstruct.mode=z")
     counted(monkeypatch, experiment, trials=1_000_000_000)
     assert any("ridge holds its data" in fault for fault in told(experiment))
-    streamed = load("decode.prompt_embeds=null", "reconstruct.mode=z", NETWORK)
+    alone = ("decode.prompt_embeds=null", "decode.image_embeds=null", "reconstruct.mode=z")
+    undrawn = ("evaluate.rerank=[]", "reconstruct.references=[]", "reconstruct.gradient=null")
+    streamed = load(*alone, *undrawn, NETWORK)
     counted(monkeypatch, streamed, trials=1_000_000_000)
     assert not any("ridge holds" in fault for fault in told(streamed))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # whose nodes may hold more

@@ -77,7 +77,7 @@ def test_an_experiment_knows_the_decoder_its_settings_and_their_faults(example):
     for decoder, sentence in (
         ({"kind": "low_rank", "rank": 0}, "'decode.latents.decoder.rank': input should be greater"),
         ({"kind": "low_rank", "depth": 1}, "'decode.latents.decoder.depth' is not a setting"),
-        ({"kind": "lowrank"}, "there is no decoder 'lowrank'; choose from ridge, residual_mlp"),
+        ({"kind": "lowrank"}, "there is no decoder 'lowrank'; choose from ridge, kernel_ridge"),
         ({"kind": "lowrank"}, "roi_graph, low_rank"),
     ):
         with pytest.raises(InputError, match=sentence):

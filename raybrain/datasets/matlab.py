@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 
@@ -55,9 +56,13 @@ def read_matlab(content: bytes, *names: str) -> dict[str, np.ndarray]:
     if done.returncode < 0:
         raise ValueError("it is damaged in a way that crashes its reader")
     if done.returncode > 0:
-        raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1])
-    with np.load(io.BytesIO(done.stdout)) as arrays:
-        found = dict(arrays)
+        told = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(told[-1] if told else f"its reader ended with status {done.returncode}")
+    try:
+        with np.load(io.BytesIO(done.stdout)) as arrays:
+            found = dict(arrays)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"its reader was cut short ({error})") from None
     for name in names:
         if name not in found:
             raise KeyError(name)

@@ -47,3 +47,17 @@ def test_a_reader_that_hangs_is_ended(content, monkeypatch):
     monkeypatch.setattr(matlab, "SECONDS", 1)
     with pytest.raises(ValueError, match="more than 1 seconds"):
         read_matlab(content, "order")
+
+
+@pytest.mark.parametrize(
+    ("reader", "sentence"),
+    [
+        ("raise SystemExit(3)", "ended with status 3"),
+        ("print('half an archive')", "cut short|pickled"),
+        ("pass", "cut short"),
+    ],
+)
+def test_a_reader_that_ends_early_is_a_sentence(content, monkeypatch, reader, sentence):
+    monkeypatch.setattr(matlab, "READER", reader)
+    with pytest.raises(ValueError, match=sentence):
+        read_matlab(content, "order")
