@@ -103,7 +103,15 @@ def _promised_bytes(path: Path) -> int | None:
             for name, tensor in header.items()
             if name != "__metadata__"
         ]
-    except (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (
+        struct.error,
+        ValueError,
+        OverflowError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ):
         return None
     return LENGTH + int(length) + max(ends, default=0)
 
