@@ -114,6 +114,21 @@ def _reader(name: str) -> str:
     return name
 
 
+def _counts(expect: dict[str, Any]) -> dict[str, Any]:
+    def check(value: Any, at: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                check(inner, f"{at}.{name}" if at else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                check(inner, at)
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"'{at}' should be a whole number, found {value!r}")
+
+    check(expect, "")
+    return expect
+
+
 class CatalogEntry(Section):
     """One dataset."""
 
@@ -137,8 +152,9 @@ class CatalogEntry(Section):
     """Name -> which voxels."""
     split: Split
     """Which trials are test, and how validation is set aside."""
-    expect: dict[str, Any] = Field(default_factory=dict)
-    """Counts and checksums that the reader compares with what it finds."""
+    expect: Annotated[dict[str, Any], AfterValidator(_counts)] = Field(default_factory=dict)
+    """Counts that the reader compares with what it finds: whole numbers, alone, in lists or by
+    name."""
     licence: Licence
     """Terms under which the data may be used."""
     cite: str

@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 
 import pytest
+import yaml
 
-from raybrain.catalog import load_entry
-from raybrain.config import Ingest
+from raybrain.catalog import CATALOG, load_entry
+from raybrain.config import Ingest, InputError
 
 PLANNED = {
     # Files that end in this, how many there are, and the bytes of each where they are known.
@@ -48,3 +49,12 @@ def test_terms_and_citation(name: str) -> None:
     assert entry.licence.url.startswith("https://")
     assert entry.cite.startswith(("doi:", "https://"))
     assert "https://" in entry.get
+
+
+@pytest.mark.parametrize("value", ["many", float("inf"), True, -1, {"sub-01": [1, "x"]}])
+def test_a_count_that_is_no_count_is_refused_with_the_entry(value, tmp_path) -> None:
+    shipped = yaml.safe_load(Path(CATALOG, "laion.yaml").read_text())
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(shipped | {"expect": {"sessions": value}}))
+    with pytest.raises(InputError, match=r"mine\.yaml: 'expect': .* should be a whole number"):
+        load_entry(str(file))

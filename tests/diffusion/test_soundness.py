@@ -60,6 +60,14 @@ def test_a_file_that_is_missing_or_broken_off_is_named(copy, name, damage):
     assert "copy" in said or "save_pretrained" in said
 
 
+@pytest.mark.parametrize("promised", [b"1e999", b"-1e999", b"NaN", b'"x"', b"[]"])
+def test_a_header_that_promises_no_number_of_bytes_is_named(copy, promised):
+    file = copy / "unet/diffusion_pytorch_model.safetensors"
+    header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, ' + promised + b"]}}"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "its header is no safetensors header" in sentence_of(copy)
+
+
 def test_a_tokenizer_without_its_words_is_named(copy):
     (copy / "tokenizer/tokenizer.json").unlink(missing_ok=True)
     for name in ("vocab.json", "merges.txt"):
