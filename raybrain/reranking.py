@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.decoders import factorise, join_blocks
-from raybrain.decoders.ridge import ALPHAS, RidgeFit, solve_blocks
+from raybrain.decoders import factorise, fit_factor
+from raybrain.decoders.ridge import RidgeFit
 from raybrain.evaluation import whitening
 
 Floats = NDArray[np.float32]
@@ -67,8 +67,7 @@ def fit_encoding(
     """
     factor = factorise(features, count=count)
     # Voxels that images do not drive choose the largest penalty, as they should: no warning.
-    blocks = list(solve_blocks(factor, targets=responses, alphas=ALPHAS))
-    fit = join_blocks(blocks, centre=factor.centre)
+    fit = fit_factor(factor, targets=responses)
     voxels = fit.held_out_r2 > 0
     if not voxels.any():
         raise ValueError(

@@ -17,6 +17,7 @@ from raybrain import cluster, config
 from raybrain.cluster import space, study
 from raybrain.cluster.candidates import TaskSeat
 from raybrain.config import Experiment, InputError, Tuning, Workers
+from raybrain.stages import searching
 
 MLP = {"kind": "residual_mlp", "width": 64, "depth": 1}
 
@@ -97,6 +98,33 @@ def test_a_condition_on_an_address_outside_the_space_is_refused():
     spans = {"training.lr": {"low": 0.1, "high": 1, "when": {"training.ema": 0.5}}}
     with pytest.raises(InputError, match=r"'training\.ema' is not in the space"):
         make_experiment({"space": spans})
+
+
+@pytest.mark.parametrize(
+    ("space", "rois", "by_ceiling"),
+    [
+        ({"training.lr": [1e-3]}, set(), False),
+        ({"decode.latents.decoder.weights.V3": [0.5, 2.0]}, {"V3"}, False),
+        ({"decode.latents.decoder.weights": [{"V3": 0.5}, {"hV4": 2.0}]}, {"V3", "hV4"}, False),
+        (
+            {
+                "decode.latents.decoder": [
+                    {"kind": "ridge"},
+                    {"kind": "kernel_ridge", "ceiling_power": 1.0, "weights": {"V3": 0.5}},
+                ]
+            },
+            {"V3"},
+            True,
+        ),
+        ({"decode.latents.decoder.ceiling_power": [0.0, 1.0]}, set(), True),
+    ],
+)
+def test_all_that_any_candidate_weighs_by_is_known_beforehand(space, rois, by_ceiling):
+    decode = {"latents": {"rois": ["V1", "V2"], "decoder": {"kind": "kernel_ridge"}}}
+    tuning = {"space": {address: {"choices": choices} for address, choices in space.items()}}
+    experiment = make_experiment(tuning, decode=decode, reconstruct={"mode": "z"})
+    found = searching._weighing(experiment, "latents", experiment.decode.latents)
+    assert found == ({"V1", "V2", *rois}, by_ceiling)
 
 
 def test_a_new_kind_leaves_the_settings_of_the_old_one():

@@ -11,12 +11,12 @@ from raybrain.decoders.normalisation import (
 )
 from raybrain.decoders.ridge import (
     factorise,
+    fit_factor,
     fit_ridge,
     grouped_folds,
     join_blocks,
     solve_block,
     store_block,
-    warn_at_edges,
 )
 from raybrain.decoders.sharing import CARD, write_model
 from raybrain.decoders.subjects import SharedTask, adapted_task, shared_task
@@ -26,9 +26,11 @@ from raybrain.decoders.trained import (
     TrainedDecoder,
     decoder_from_ridge,
     load_decoder,
+    penalties_of,
     predict_rows,
     train_ridge,
     wants_ceiling,
+    warn_of_penalties,
 )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "adapted_task",
     "decoder_from_ridge",
     "factorise",
+    "fit_factor",
     "fit_ridge",
     "fit_target_scaler",
     "gradient_task",
@@ -53,6 +56,7 @@ __all__ = [
     "join_blocks",
     "load_decoder",
     "noise_ceiling",
+    "penalties_of",
     "predict_rows",
     "prepare",
     "shared_task",
@@ -60,6 +64,6 @@ __all__ = [
     "store_block",
     "train_ridge",
     "wants_ceiling",
-    "warn_at_edges",
+    "warn_of_penalties",
     "write_model",
 ]

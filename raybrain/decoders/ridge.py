@@ -233,10 +233,25 @@ def fit_ridge(
         Bytes of working memory for one block of targets.
     """
     factor = factorise(betas, count=count)
-    blocks = solve_blocks(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
-    fit = join_blocks(list(blocks), centre=factor.centre)
+    fit = fit_factor(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
     warn_at_edges(fit.alpha, alphas=alphas)
     return fit
+
+
+def fit_factor(
+    factor: Factor,
+    *,
+    targets: NDArray,
+    alphas: Sequence[float] = ALPHAS,
+    folds: Integers | None = None,
+    memory: int = BLOCK_BYTES,
+) -> RidgeFit:
+    """Return the solution of all targets of what is factorised already, without a warning.
+
+    Parameters as in `fit_ridge`.
+    """
+    blocks = solve_blocks(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
+    return join_blocks(list(blocks), centre=factor.centre)
 
 
 def solve_blocks(
@@ -308,8 +323,7 @@ def warn_at_edges(
 ) -> None:
     """Warn when more than 5 % of the targets that vary chose an end of the grid.
 
-    Of a kernel the ``smallest`` penalty is no such end: where patterns are alike to few others, the
-    kernel itself shrinks.
+    Only with ``smallest`` is the smallest penalty such an end.
     """
     chosen = alpha[np.isfinite(alpha)]
     if not len(chosen) or len(alphas) < 2:

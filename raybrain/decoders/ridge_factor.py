@@ -75,11 +75,9 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
         If there are fewer than three rows, or no voxel varies.
     """
     images, voxels = betas.shape
-    if images < 3:
-        raise ValueError(f"ridge needs at least 3 training images, found {images}")
+    weight = _weight(count, images=images)
     if voxels == 0:
         raise ValueError("ridge needs at least one voxel, found none; choose other ROIs")
-    weight = np.ones(images) if count is None else np.asarray(count, np.float64)
     root = np.sqrt(weight)
     centre = _centre(betas, weight=weight / weight.sum())
     if not np.isfinite(centre).all():
@@ -122,11 +120,9 @@ def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Facto
         If there are fewer than three rows, one is not finite, or all are alike.
     """
     images = len(kernel)
-    if images < 3:
-        raise ValueError(f"ridge needs at least 3 training images, found {images}")
+    weight = _weight(count, images=images)
     if not np.isfinite(kernel).all():
         raise ValueError("the kernel holds NaN or infinity")
-    weight = np.ones(images) if count is None else np.asarray(count, np.float64)
     root, share = np.sqrt(weight), weight / weight.sum()
     mean = kernel @ share
     centred = kernel - mean[:, None]
@@ -146,6 +142,12 @@ def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Facto
         eigenvalues=eigenvalues,
         mean_eigenvalue=float(eigenvalues.sum() / (images - 1)),
     )
+
+
+def _weight(count: Integers | None, *, images: int) -> NDArray[np.float64]:
+    if images < 3:
+        raise ValueError(f"ridge needs at least 3 training images, found {images}")
+    return np.ones(images) if count is None else np.asarray(count, np.float64)
 
 
 def _centre(betas: NDArray, *, weight: NDArray[np.float64]) -> NDArray[np.float64]:

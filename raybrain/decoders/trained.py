@@ -37,10 +37,9 @@ from raybrain.decoders.ridge import (
     RidgeFit,
     StoredWeights,
     Weights,
-    join_blocks,
+    fit_factor,
     predict_linear,
     read_weights,
-    solve_blocks,
     warn_at_edges,
 )
 from raybrain.decoders.ridge_factor import Factor, factorise, factorise_kernel
@@ -362,17 +361,34 @@ def train_ridge(
             count=averaged.count,
             repeats="average",
         )
-    alphas = section.alphas or ALPHAS
     regressors = Regressors.of(examples, section=section)
-    blocks = solve_blocks(regressors.factor, targets=targets, alphas=alphas)
-    fit = join_blocks(list(blocks), centre=regressors.factor.centre)
-    warn_at_edges(fit.alpha, alphas=alphas, smallest=regressors.kernel is None)
-    return decoder_from_ridge(
-        fit,
+    decoder = decoder_from_ridge(
+        fit_factor(regressors.factor, targets=targets, alphas=penalties_of(section)),
         examples=examples,
         targets=fit_target_scaler(targets, count=examples.count),
         section=section,
         kernel=regressors.kernel,
+    )
+    warn_of_penalties(decoder)
+    return decoder
+
+
+def penalties_of(section: config.ClosedForm) -> tuple[float, ...]:
+    """Return the grid of penalties of a decoder, in units of the mean eigenvalue."""
+    return section.alphas or ALPHAS
+
+
+def warn_of_penalties(decoder: TrainedDecoder) -> None:
+    """Warn when the grid of penalties that a closed form chose from was too short.
+
+    The smallest is no end of a kernel's grid: where patterns are alike to few others, the kernel
+    itself shrinks.
+    """
+    assert isinstance(decoder.section, config.ClosedForm)
+    warn_at_edges(
+        decoder.parameters["alpha"],
+        alphas=penalties_of(decoder.section),
+        smallest=isinstance(decoder.section, config.Ridge),
     )
 
 

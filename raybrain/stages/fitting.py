@@ -21,13 +21,13 @@ from raybrain.decoders import (
     fit_target_scaler,
     gradient_task,
     join_blocks,
+    penalties_of,
     prepare,
     shared_task,
     solve_block,
     wants_ceiling,
-    warn_at_edges,
+    warn_of_penalties,
 )
-from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made, describing, extent, previewing, say
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     others: dict[str, TrainedDecoder] = {}
     if isinstance(decode.decoder, ClosedForm):
         decoder = _ridge_on_worker(data, section=decode.decoder)
-        warn_at_edges(
-            decoder.parameters["alpha"],
-            alphas=decode.decoder.alphas or ALPHAS,
-            smallest=isinstance(decode.decoder, Ridge),
-        )
+        warn_of_penalties(decoder)
     elif len(outputs.subjects_of(experiment, decode)) > 1:
         others = _fit_subjects(data, output=output, run=run)
         decoder = others.pop(experiment.subject)
@@ -282,11 +278,10 @@ def fit_ridge_of(data: Data, *, section: ClosedForm) -> TrainedDecoder:
     targets = data.truth(examples.image_id)
     regressors = Regressors.of(examples, section=section)
     factor = regressors.factor
-    alphas = section.alphas or ALPHAS
     folds = opened.trials["run"].to_numpy() if by_category else None
     width = min(TARGETS_PER_TASK, factor.targets_per_block())
     blocks = cluster.map_tasks(
-        functools.partial(_solve, factor=factor, alphas=alphas, folds=folds),
+        functools.partial(_solve, factor=factor, alphas=penalties_of(section), folds=folds),
         [targets[:, start : start + width] for start in range(0, targets.shape[1], width)],
         workers=data.experiment.resources.tasks,
         description="ridge",

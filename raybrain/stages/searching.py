@@ -13,20 +13,19 @@ import numpy as np
 import yaml
 
 from raybrain import catalog, cluster, outputs, places, store, tracking
-from raybrain.config import ClosedForm, Decode, Experiment, InputError
+from raybrain.config import ClosedForm, Decode, Experiment, InputError, KernelRidge
 from raybrain.decoders import (
     Examples,
     Regressors,
+    fit_factor,
     fit_target_scaler,
     gradient_task,
-    join_blocks,
+    penalties_of,
     prepare,
-    solve_block,
     wants_ceiling,
 )
 from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
-from raybrain.decoders.ridge import ALPHAS
 from raybrain.stages import Made
 from raybrain.stages.fitting import image_rows, targets_of
 from raybrain.stages.searching_drawn import Decoded, draw_candidate, drawn_data, searches_drawing
@@ -64,8 +63,8 @@ def check(experiment: Experiment) -> None:
             named = {roi for choice in span.choices or () for roi in choice}
             catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(named)))
     for target, decode in outputs.targets(experiment):
-        weighed = tuple(sorted(_weighed(experiment, target, decode)))
-        catalog.check_choice(entry, subject=experiment.subject, rois=weighed)
+        weighed, _ = _weighing(experiment, target, decode)
+        catalog.check_choice(entry, subject=experiment.subject, rois=tuple(sorted(weighed)))
     if searches_drawing(experiment):
         return
     if not searched_targets(experiment):
@@ -225,7 +224,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
         rois = sorted(
             _values(experiment, f"decode.{target}.rois", decode.rois, flat=True)  # type: ignore[type-var]
         )
-        weighed = _weighed(experiment, target, decode)
+        weighed, by_ceiling = _weighing(experiment, target, decode)
         mask = opened.mask(rois)
         betas = opened.betas(voxels=mask)
         treatments: set[Repeats] = _values(
@@ -239,7 +238,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
                 repeats=repeats,
                 rois={name: opened.rois[name][mask] for name in {*rois, *weighed}},
                 xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
-                estimate_ceiling=_weighs_by_ceiling(experiment, target, decode),
+                estimate_ceiling=by_ceiling,
             )
             responses[target, repeats] = _Responses(
                 examples=examples,
@@ -274,27 +273,25 @@ def _values(experiment: Experiment, address: str, own: Any, *, flat: bool = Fals
     return set(own) | ({v for choice in offered for v in choice} if flat else set(offered))
 
 
-def _weighed(experiment: Experiment, target: str, decode: Decode) -> set[str]:
-    """Return the ROIs that any candidate weighs voxels by."""
+def _weighing(experiment: Experiment, target: str, decode: Decode) -> tuple[set[str], bool]:
+    """Return the ROIs that any candidate's kernel weighs voxels by, and whether any by ceilings."""
     assert experiment.tuning is not None
     space, address = experiment.tuning.space, f"decode.{target}.decoder"
-    kinds = space[address].choices or () if address in space else ()
-    named = {name for kind in kinds if isinstance(kind, dict) for name in kind.get("weights", {})}
+
+    def offered(setting: str) -> list[Any]:
+        return list(space[setting].choices or ()) if setting in space else []
+
+    kinds = [kind for kind in offered(address) if isinstance(kind, dict)]
+    weights = [*offered(f"{address}.weights"), *(kind.get("weights", {}) for kind in kinds)]
     within = f"{address}.weights."
-    named |= {one.removeprefix(within) for one in space if one.startswith(within)}
-    return named | set(decode.named_rois)
-
-
-def _weighs_by_ceiling(experiment: Experiment, target: str, decode: Decode) -> bool:
-    """Return whether any candidate is fitted on ceilings estimated from training trials."""
-    assert experiment.tuning is not None
-    space, address = experiment.tuning.space, f"decode.{target}.decoder"
-    kinds = space[address].choices or () if address in space else ()
-    return (
+    rois = {name for one in weights for name in one}
+    rois |= {one.removeprefix(within) for one in space if one.startswith(within)}
+    by_ceiling = (
         wants_ceiling(decode.decoder)
         or f"{address}.ceiling_power" in space
-        or any(isinstance(kind, dict) and kind.get("ceiling_power") for kind in kinds)
+        or any(kind.get("ceiling_power") for kind in kinds)
     )
+    return rois | set(decode.named_rois), by_ceiling
 
 
 def fit_candidate(
@@ -423,22 +420,20 @@ def _ridge(
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
     examples, validation = _examples(data, target, rois, named, min_noise_ceiling, repeats)
-    kernel = section.model_dump_json(exclude={"alphas", "rescale"})
-    regressors = shelf.get(
-        ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats, kernel),
-        lambda: Regressors.of(examples, section=section),
-    )
-    factor = regressors.factor
+    make = functools.partial(Regressors.of, examples, section=section)
+    if isinstance(section, KernelRidge):
+        regressors = make()  # of nearly every candidate another: keeping them would fill the store
+    else:
+        key = ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats)
+        regressors = shelf.get(key, make)
     targets = _truth(data, target, examples.image_id)
     runs = data.get().responses[target, repeats].runs
-    block = solve_block(factor, targets=targets, alphas=section.alphas or ALPHAS, folds=runs)
-    estimates = join_blocks([block], centre=factor.centre).predict(
-        regressors.rows(validation.betas)
-    )
+    fit = fit_factor(regressors.factor, targets=targets, alphas=penalties_of(section), folds=runs)
+    estimates = fit.predict(regressors.rows(validation.betas))
     scaler = fit_target_scaler(targets, count=examples.count)
     wanted = scaler.transform(_truth(data, target, validation.image_id))
     error = float(np.mean((scaler.transform(estimates) - wanted) ** 2))
-    return error, float(len(factor.centre) * targets.shape[1]), None
+    return error, float(len(fit.centre) * targets.shape[1]), None
 
 
 # A worker process tries many candidates; few sets of voxels come up again and again.
