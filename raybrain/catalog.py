@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -153,12 +154,56 @@ class CatalogEntry(Section):
     split: Split
     """Which trials are test, and how validation is set aside."""
     expect: Annotated[dict[str, Any], AfterValidator(_counts)] = Field(default_factory=dict)
-    """Counts that the reader compares with what it finds: whole numbers, alone, in lists or by
-    name."""
+    """Counts that the reader compares with what it finds: whole numbers or lists of them. Each may
+    be given by name, such as by subject; what is not holds for all."""
     licence: Licence
     """Terms under which the data may be used."""
     cite: str
     """What to cite."""
+
+    def expected(self, *names: str) -> int | None:
+        """Return a count of ``expect``, by what it may be given by; None if the entry has none.
+
+        Raises
+        ------
+        InputError
+            If it is something else than a whole number.
+        """
+        found = self._expected(names)
+        if found is None or isinstance(found, int):
+            return found
+        raise self._unexpected(names, "a whole number", found)
+
+    def expected_list(self, *names: str, length: int | None = None) -> tuple[int, ...] | None:
+        """Return a list of ``expect``, as `expected` does a count.
+
+        Raises
+        ------
+        InputError
+            If it is something else than a list of whole numbers, or of another length.
+        """
+        found = self._expected(names)
+        if found is None:
+            return None
+        numbers = isinstance(found, list) and all(isinstance(one, int) for one in found)
+        if not numbers or length not in (None, len(found)):
+            many = "" if length is None else f"{length} "
+            raise self._unexpected(names, f"a list of {many}whole numbers", found)
+        return tuple(found)
+
+    def _expected(self, names: Sequence[str]) -> Any:
+        found: Any = self.expect
+        for name in names:
+            if not isinstance(found, dict):
+                break
+            found = found.get(name)
+        return found
+
+    def _unexpected(self, names: Sequence[str], wanted: str, found: object) -> InputError:
+        return InputError(
+            f"catalog entry {self.name}: 'expect.{'.'.join(names)}' should be {wanted}, found "
+            f"{found!r}; mend the entry"
+        )
 
     def layout_as(self, schema: type[Layout]) -> Layout:
         """Return ``layout`` as what a reader makes of it, its defaults filled in.

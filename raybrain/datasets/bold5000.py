@@ -236,13 +236,12 @@ def _check_split(entry: CatalogEntry) -> None:
 
 
 def _per_run(entry: CatalogEntry) -> int:
-    return int(entry.expect.get("trials_per_run", 37))
+    return entry.expected("trials_per_run") or 37
 
 
-def _runs(entry: CatalogEntry, *, subject: str) -> list[int] | None:
+def _runs(entry: CatalogEntry, *, subject: str) -> tuple[int, ...] | None:
     """Return the published number of runs of every session, None where the entry has none."""
-    found: list[int] | None = entry.expect.get("runs", {}).get(subject)
-    return found
+    return entry.expected_list("runs", subject)
 
 
 def _found_sessions(place: Root, *, layout: Layout, subject: str) -> list[int]:

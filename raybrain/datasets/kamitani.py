@@ -181,10 +181,8 @@ def required_files(
     layout = entry.layout_as(Layout)
     place = Root(root, get=entry.get, storage=entry.storage)
     parts = _parts(entry, layout=layout)
-    most = entry.expect.get("bytes")
     responses = {
-        layout.file(part, subject=subject): most.get(part) if isinstance(most, dict) else most
-        for part in parts
+        layout.file(part, subject=subject): entry.expected("bytes", part) for part in parts
     }
     tables = [path for part in parts if (path := layout.table(part, subject=subject))]
     shown = None

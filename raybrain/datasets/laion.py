@@ -8,21 +8,19 @@ was a draft when this was written; what may still change is a setting of `Layout
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from raybrain.config import InputError, Positive, Section
 from raybrain.datasets import Recording, Voxels
 from raybrain.datasets.files import RequiredFile, Root
-from raybrain.datasets.hdf5 import opened
+from raybrain.datasets.hdf5 import opened_list, read_values
 from raybrain.datasets.masks import read_masks
 from raybrain.datasets.pictures import decode, side_of
 from raybrain.datasets.roi_labels import sizes
@@ -182,7 +180,7 @@ def required_files(
     """Return every file that ingest of this subject reads, present or not."""
     layout = _layout(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
-    planned = int(entry.expect.get("sessions", 0)) or max(
+    planned = entry.expected("sessions", subject) or max(
         _sessions(place, layout=layout, subject=subject), default=1
     )
     sessions = range(1, min(planned, settings.sessions or planned) + 1)
@@ -195,10 +193,10 @@ def required_files(
         *([layout.at(layout.ceiling, subject=subject)] if layout.ceiling else []),
     ]
     betas = [layout.at(layout.betas, subject=subject, session=session) for session in sessions]
-    most = entry.expect.get("session_bytes")
+    most = entry.expected("session_bytes")
     return [
         *(place.required(path) for path in files),
-        place.required(layout.stimuli, at_most=entry.expect.get("stimuli_bytes")),
+        place.required(layout.stimuli, at_most=entry.expected("stimuli_bytes")),
         *(place.required(path, at_most=most) for path in betas),
     ]
 
@@ -374,7 +372,7 @@ def _numbers(place: Root, *, layout: Layout, names: Sequence[str]) -> dict[str, 
             f"{place.at(path)} does not list {missing[0]}, which was shown ({len(missing)} images "
             f"are missing); {place.again}"
         )
-    with _images(place, layout.stimuli) as images:
+    with opened_list(place, layout.stimuli, name="images") as images:
         if images.shape != (len(listed),):
             raise InputError(
                 f"{place.at(layout.stimuli)} has {images.shape} pictures, but {place.at(path)} "
@@ -429,20 +427,7 @@ def _read_sides(
 
 def _contents(
     image_ids: Sequence[str], *, root: Root, path: str, numbers: Mapping[str, int]
-) -> list[tuple[str, bytes]]:
-    """Return the encoded pictures, in the order asked for."""
-    with _images(root, path) as images:
-        return [(name, bytes(images[numbers[name]])) for name in image_ids]
-
-
-@contextlib.contextmanager
-def _images(root: Root, path: str) -> Iterator[h5py.Dataset]:
-    """Open the pictures, each a string of bytes of any length."""
-    with opened(root, path) as content:
-        images = content.get("images")
-        wrong = not isinstance(images, h5py.Dataset) or images.ndim != 1
-        if wrong or images.dtype.kind not in "OSV":
-            raise InputError(
-                f"{root.at(path)} has no list of pictures called 'images'; {root.again}"
-            )
-        yield images
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the encoded pictures, in the order asked for."""
+    rows = [numbers[name] for name in image_ids]
+    return zip(image_ids, read_values(root, path, name="images", rows=rows), strict=True)

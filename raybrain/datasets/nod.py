@@ -199,13 +199,13 @@ def required_files(
     place = Root(root, get=entry.get, storage=entry.storage)
     found = _runs(place, entry=entry, layout=layout, subject=subject)
     folders = found["folder"][found["session"] <= (settings.sessions or len(found))].tolist()
-    planned = entry.expect.get("sessions", {}).get(subject, 0)
+    planned = entry.expected("sessions", subject) or 0
     for session in range(1, min(planned, settings.sessions or planned) + 1):
-        for run in range(1, int(entry.expect.get("runs_per_session", 10)) + 1):
+        for run in range(1, (entry.expected("runs_per_session") or 10) + 1):
             folders.append(f"ses-imagenet{session:02d}_task-imagenet_run-{run}")
     if not folders:
         folders = ["ses-imagenet01_task-imagenet_run-1"]
-    most = entry.expect.get("run_bytes")
+    most = entry.expected("run_bytes")
     betas = [
         layout.in_results(layout.betas, subject=subject, run=run) for run in dict.fromkeys(folders)
     ]

@@ -112,7 +112,7 @@ def required_files(
     layout = layout_of(entry)
     place = Root(root, get=entry.get, storage=entry.storage)
     found = session_files(place, layout=layout, subject=subject)
-    planned = _planned_sessions(entry, subject) or max(found, default=1)
+    planned = entry.expected("sessions", subject) or max(found, default=1)
     if entry.split.test == "982":
         planned -= WITHHELD_SESSIONS
     sessions = range(1, min(planned, settings.sessions or planned) + 1)
@@ -128,7 +128,7 @@ def required_files(
     betas = [found.get(k, layout.session_file(subject, session=k)) for k in sessions]
     return [
         *(place.required(path) for path in files),
-        place.required(tables.STIMULI, at_most=entry.expect.get("stimuli_bytes")),
+        place.required(tables.STIMULI, at_most=entry.expected("stimuli_bytes")),
         *(place.required(part, at_most=most) for path in betas for part in parts(path)),
     ]
 
@@ -140,19 +140,14 @@ def _annotations(layout: Layout, *, coco_splits: list[str]) -> list[str]:
 
 def _session_bytes(entry: CatalogEntry, *, layout: Layout, subject: str) -> int | None:
     """Return the size of a session's betas before compression, where the entry tells it."""
-    grid = entry.expect.get("grid", {}).get(layout.space, {}).get(subject)
-    trials = entry.expect.get("trials_per_session")
+    grid = entry.expected_list("grid", layout.space, subject, length=3)
+    trials = entry.expected("trials_per_session")
     return None if grid is None or trials is None else 2 * trials * int(np.prod(grid))
 
 
 def image_name(nsd_id: int) -> str:
     """Return the image_id of a 0-based nsdId; names sort as the numbers do."""
     return f"{nsd_id:05d}"
-
-
-def _planned_sessions(entry: CatalogEntry, subject: str) -> int | None:
-    planned = entry.expect.get("sessions", {})
-    return planned.get(subject) if isinstance(planned, dict) else None
 
 
 def _choose_sessions(
@@ -168,7 +163,7 @@ def _choose_sessions(
     folder = layout.betas_folder(subject)
     if not files:
         raise place.missing(f"{folder}/betas_session01.{layout.format or 'nii.gz'}")
-    planned = _planned_sessions(entry, subject)
+    planned = entry.expected("sessions", subject)
     rule = entry.split.test
     check_rule(entry, "test", known=TEST_SETS)
     sessions = list(files)
@@ -203,7 +198,7 @@ def _check_sessions(
     entry: CatalogEntry, *, place: Root, subject: str, trials: pd.DataFrame, sessions: list[int]
 ) -> None:
     counts = trials["session"].value_counts()
-    expected = entry.expect.get("trials_per_session")
+    expected = entry.expected("trials_per_session")
     name = place.at(tables.responses_file(subject))
     for session in sessions:
         count = int(counts.get(session, 0))

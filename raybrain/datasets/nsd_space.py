@@ -225,11 +225,11 @@ def label_files(place: Root, *, subject: str, atlas: str) -> list[str]:
 def _check_grid(
     entry: CatalogEntry, *, layout: Layout, place: Root, subject: str, grid: tuple[int, ...]
 ) -> None:
-    expected = entry.expect.get("grid", {}).get(layout.space, {}).get(subject)
-    if expected is not None and tuple(expected) != grid:
+    expected = entry.expected_list("grid", layout.space, subject, length=3)
+    if expected is not None and expected != grid:
         raise InputError(
             f"the ROIs of {subject} in {place.url} have a grid of {grid} voxels, but "
-            f"{tuple(expected)} is published for {layout.space}; download them again"
+            f"{expected} is published for {layout.space}; download them again"
         )
 
 

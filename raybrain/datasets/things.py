@@ -158,9 +158,9 @@ def required_files(
     files = [layout.voxels_file(subject)]
     if layout.source == "betas_vol":
         files.append(layout.mask_file(subject))
-        sessions = settings.sessions or int(entry.expect.get("sessions", 12))
+        sessions = settings.sessions or entry.expected("sessions", subject) or 12
         for session in range(1, sessions + 1):
-            for run in range(1, int(entry.expect.get("runs_per_session", 10)) + 1):
+            for run in range(1, (entry.expected("runs_per_session") or 10) + 1):
                 stem = _run_stem(place, subject=subject, session=session, run=run)
                 files += [f"{stem}_betas.nii.gz", f"{stem}_conditions.tsv"]
     else:
@@ -285,7 +285,7 @@ def _check_events(place: Root, *, subject: str, trials: pd.DataFrame) -> list[st
 
 
 def _check_counts(entry: CatalogEntry, *, trials: pd.DataFrame, name: str) -> None:
-    expected = entry.expect.get("trials_per_session")
+    expected = entry.expected("trials_per_session")
     if expected is None:
         return
     for session, count in trials["session"].value_counts().sort_index().items():

@@ -134,11 +134,9 @@ def _simulated(settings: Simulation) -> Extent:
 
 
 def _expected(entry: CatalogEntry, experiment: Experiment) -> Extent | None:
-    sessions = entry.expect.get("sessions")
-    if isinstance(sessions, dict):
-        sessions = sessions.get(experiment.subject)
-    per_session = entry.expect.get("trials_per_session")
-    if not isinstance(sessions, int) or not isinstance(per_session, int):
+    sessions = entry.expected("sessions", experiment.subject)
+    per_session = entry.expected("trials_per_session")
+    if sessions is None or per_session is None:
         return None
     sessions = min(sessions, experiment.ingest.sessions or sessions)
     published = {(name,): roi.published.get(experiment.subject) for name, roi in entry.rois.items()}

@@ -58,3 +58,44 @@ def test_a_count_that_is_no_count_is_refused_with_the_entry(value, tmp_path) -> 
     file.write_text(yaml.safe_dump(shipped | {"expect": {"sessions": value}}))
     with pytest.raises(InputError, match=r"mine\.yaml: 'expect': .* should be a whole number"):
         load_entry(str(file))
+
+
+EXPECTING = ["bold5000", "deeprecon", "god", "laion", "nod", "nsd", "things"]
+
+
+def test_every_entry_that_expects_counts_is_tried_below() -> None:
+    shipped = sorted(Path(CATALOG).glob("*.yaml"))
+    assert [file.stem for file in shipped if load_entry(file.stem).expect] == EXPECTING
+
+
+@pytest.mark.parametrize("name", EXPECTING)
+@pytest.mark.parametrize("shape", [[1, 2], {"x": 1}, {"x": {"y": [1]}}, 7, [], [[1]]], ids=str)
+def test_a_count_of_another_shape_is_refused_by_its_name(name: str, shape, tmp_path) -> None:
+    shipped = load_entry(name)
+    reader = importlib.import_module(f"raybrain.datasets.{shipped.reader}")
+    subject = shipped.subjects[0]
+    for count in shipped.expect:
+        changed = shipped.model_copy(update={"expect": shipped.expect | {count: shape}})
+        told = None
+        try:
+            listed = reader.required_files(
+                changed, root=str(tmp_path), subject=subject, settings=Ingest()
+            )
+        except InputError as refused:
+            told = str(refused)
+        if told is None:
+            assert all(file.bytes is None or isinstance(file.bytes, int) for file in listed)
+        else:
+            assert f"'expect.{count}" in told
+            assert told.endswith("mend the entry")
+
+
+def test_a_count_by_name_and_one_for_all(tmp_path: Path) -> None:
+    entry = load_entry("nsd")
+    assert entry.expected("sessions", "subj03") == 32
+    assert entry.expected("sessions", "subj09") is None
+    assert entry.expected_list("grid", "func1pt8mm", "subj01", length=3) == (81, 104, 83)
+    same = entry.model_copy(update={"expect": {"sessions": 40}})
+    assert same.expected("sessions", "subj03") == 40
+    with pytest.raises(InputError, match=r"'expect\.grid\.func1pt8mm\.subj01' .* list of 2 whole"):
+        entry.expected_list("grid", "func1pt8mm", "subj01", length=2)
