@@ -208,23 +208,35 @@ def sweep(runs: Runs) -> None:
     experiments = [run.experiment for run in runs.runs]
     units = sweeping.units_of(experiments)
     sweeping.check(experiments, units=units)
-    needs = sweeping.needs(units)
+    needs, began = sweeping.needs(units), time.time()
     names = [one.name for one in experiments]
+    first = experiments[0]
+    record = tracking.SweepTracked(runs.sweep.name, first.workspace, first.tracking)
     with contextlib.ExitStack() as stack:
         if needs:  # what the cluster can never give is refused before anything is written
             stack.enter_context(cluster.connect(needs, ahead=True))
         stack.enter_context(standing.alone(runs.workspace, name=runs.sweep.name))
+        recorded = stack.enter_context(
+            tracking.working(
+                record,
+                settings={},  # those of its runs; a parameter could not change with an axis
+                describe=lambda status, _run_id: contrasting.description(runs, status=status),
+                started=began,
+            )
+        )
+        if not all(unit.done for unit in units.values()):
+            recorded.begin()
         failures = _make_units(units, description="sweep", record=standing.Standing(runs.folder))
         whole, faults = sweeping.summary(names, units=units, failures=failures)
         for line in faults:
             say("failed", line)
         if whole:
-            print(contrasting.contrast(runs, whole=whole))
-    if faults:
-        raise InputError(
-            f"{len(faults)} of {len(names)} runs of '{runs.sweep.name}' failed, the first is "
-            f"{faults[0]}; the others are compared, and the same command tries these again"
-        )
+            print(contrasting.contrast(runs, whole=whole, recorded=recorded))
+        if faults:
+            raise InputError(
+                f"{len(faults)} of {len(names)} runs of '{runs.sweep.name}' failed, the first is "
+                f"{faults[0]}; the others are compared, and the same command tries these again"
+            )
 
 
 def plan_sweep(runs: Runs) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raybrain import cli, config, tracking
 from raybrain.stages import browsing
@@ -141,8 +142,33 @@ print(model.predict(np.asarray(betas, np.float32)).shape)
     assert done.stdout.strip().startswith("(2, ")
 
 
+@dataclass
+class Swept:
+    parent: object
+    children: list[object]
+    """MLflow's runs of a sweep of two strengths."""
+    wall: float
+    """Seconds that the sweep took."""
+
+
 @pytest.fixture(scope="module")
-def pages(recorded):
+def swept(recorded, experiment_file):
+    file = experiment_file.parent / "strengths.yaml"
+    axes = {"reconstruct.strength": [0.4, 0.9]}
+    tree = {"name": "strengths", "experiment": experiment_file.name, "axes": axes}
+    file.write_text(yaml.safe_dump(tree))
+    started = time.monotonic()
+    assert cli.main(["sweep", str(file)]) == 0
+    wall = time.monotonic() - started
+    client = recorded.tracker.client
+    experiment = client.get_experiment_by_name(tracking.sweeps.SWEEP)
+    runs = client.search_runs([experiment.experiment_id], "tags.`raybrain.sweep` = 'strengths'")
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    return Swept(parent, [run for run in runs if run is not parent], wall)
+
+
+@pytest.fixture(scope="module")
+def pages(recorded, swept):
     if browser.missing():
         pytest.skip(browser.missing())
     with served_pages(recorded.tracker.uri, free_port()) as address, browser.opened() as chromium:
@@ -204,9 +230,48 @@ def test_the_model_page_shows_description_and_alias(pages, recorded):
     shows(chromium, "champion", "held out")
 
 
+def test_a_sweep_is_browsed_as_one_parent_with_its_runs(pages, recorded, swept):
+    chromium, address = pages
+    seconds = (swept.parent.info.end_time - swept.parent.info.start_time) / 1000
+    assert abs(seconds - swept.wall) < 0.05 * swept.wall + RAY_ENDS
+    order = urllib.parse.quote("metrics.`two_way`")
+    chromium.go("about:blank")
+    chromium.go(
+        f"{address}/#/experiments/{swept.parent.info.experiment_id}/runs"
+        f"?workflowType=machine_learning&compareRunsMode=TABLE&orderByKey={order}&orderByAsc=false"
+    )
+    shows(chromium, *(run.info.run_name for run in (swept.parent, *swept.children)))
+    chromium.go("about:blank")
+    chromium.go(
+        f"{address}/#/experiments/{swept.parent.info.experiment_id}/runs/{swept.parent.info.run_id}"
+    )
+    shows(chromium, *(run.data.params["reconstruct.strength"] for run in swept.children))
+
+
+def test_the_runs_of_a_sweep_are_compared_by_what_varies(pages, swept):
+    chromium, address = pages
+    ids = json.dumps([run.info.run_id for run in swept.children])
+    experiments = json.dumps([swept.parent.info.experiment_id])
+    query = urllib.parse.urlencode({"runs": ids, "experiments": experiments})
+    chromium.go("about:blank")
+    chromium.go(f"{address}/#/compare-runs?{query}")
+    shows(chromium, "Parallel Coordinates Plot", "reconstruct.strength", "0.4", "0.9", "two_way")
+
+
+def test_the_comparison_opens_from_its_artifacts(pages, swept):
+    chromium, address = pages
+    chromium.go(
+        f"{address}/get-artifact?path=comparison%2Fcomparison.html"
+        f"&run_uuid={swept.parent.info.run_id}"
+    )
+    shows(chromium, "reconstruct.strength", "0.9")
+
+
 def test_our_artifacts_bring_no_errors(pages):
     chromium, _ = pages
-    ours = [text for text in chromium.complaints() if re.search("gallery|grid|images/", text)]
+    ours = [
+        text for text in chromium.complaints() if re.search("comparison|gallery|grid|images/", text)
+    ]
     assert ours == []
 
 

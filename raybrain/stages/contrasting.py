@@ -69,10 +69,18 @@ class Finished:
         return self.run.experiment
 
 
-def contrast(runs: Runs, *, whole: Sequence[str]) -> str:
+def contrast(runs: Runs, *, whole: Sequence[str], recorded: tracking.Work) -> str:
     """Set the runs that are whole side by side; return the text and where the files are.
 
-    What was written of the same reports is left as it is.
+    What was written of the same reports is left as it is, and nothing is recorded.
+
+    Parameters
+    ----------
+    runs : Runs
+    whole : sequence of str
+        Names of the runs that are.
+    recorded : tracking.Work
+        The sweep's.
     """
     chosen = [run for run in runs.runs if run.experiment.name in whole]
     output = output_of(runs, chosen)
@@ -81,7 +89,7 @@ def contrast(runs: Runs, *, whole: Sequence[str]) -> str:
         with places.writing(output.folder) as folder:
             finished = [_finished(run, runs=runs) for run in chosen]
             _write(runs, finished, folder=folder)
-            _log(runs, finished, folder=folder)
+            _log(finished, recorded=recorded, sweep=runs.sweep.name, folder=folder)
         seal.finish(output.folder, seal=output.seal)
     document = runs.sweep.compare.document
     if document is not None:
@@ -89,6 +97,17 @@ def contrast(runs: Runs, *, whole: Sequence[str]) -> str:
     text = places.read_text(f"{output.folder}/{TEXT}")
     written = f"written  {document}\n" if document is not None else ""
     return f"{text}\n{written}page     {output.folder}/{PAGE}"
+
+
+def description(runs: Runs, *, status: str) -> str:
+    """Return what the sweep's run in MLflow says: its axes and, once there, its tables."""
+    axes = ", ".join(f"{axis} ({len(labels)})" for axis, labels in runs.axes.items())
+    told = f"{len(runs.runs)} runs over {axes}."
+    page = Path(runs.folder, "comparison", MARKDOWN)
+    if status != "FINISHED" or places.is_remote(runs.folder) or not page.is_file():
+        return told
+    _title, _, tables = page.read_text().partition("\n\n")
+    return f"{told}\n\n{tables}"
 
 
 def output_of(runs: Runs, chosen: Sequence[SweepRun]) -> Output:
@@ -399,10 +418,11 @@ def _document(
     return text.getvalue()
 
 
-def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
-    """Record the sweep in MLflow: a parent with the comparison, and below it a run per run."""
-    first = finished[0].experiment
-    tracker = tracking.open_tracker(first.tracking, workspace=first.workspace)
+def _log(
+    finished: Sequence[Finished], *, recorded: tracking.Work, sweep: str, folder: Path
+) -> None:
+    """Record the comparison in the sweep's run in MLflow, and below it a run per run."""
+    tracker, parent = recorded.begin()
     shown = all(describing.may_show(one.experiment) for one in finished)
     files = [
         file for file in sorted(folder.iterdir())
@@ -410,11 +430,13 @@ def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
     ]  # fmt: skip
     tracking.log_sweep(
         tracker,
-        name=runs.sweep.name,
+        parent,
+        sweep=sweep,
         files=files,
         children=[
             tracking.SweepChild(
                 name=one.experiment.name,
+                experiment=one.experiment,
                 seal=outputs.report(one.experiment).seal.digest,
                 settings=flatten(one.experiment),
                 tags={
@@ -426,7 +448,6 @@ def _log(runs: Runs, finished: Sequence[Finished], *, folder: Path) -> None:
             for one in finished
         ],
     )
-    tracker.close()
 
 
 def _headline(one: Finished) -> Iterator[tuple[str, float]]:

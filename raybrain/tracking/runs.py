@@ -36,6 +36,7 @@ from raybrain.tracking.tags import (
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
     from raybrain.tracking.datasets import Described
 
@@ -312,7 +313,12 @@ class Tracker:
         return self._parents[known]
 
     def page_of(self, experiment: Named) -> str | None:
-        """Return the path of the page of an experiment's run, or None if there is no such run.
+        """Return the path of the page of an experiment's run, or None if there is no such run."""
+        found = self.run_of(experiment)
+        return None if found is None else page_of(found.info.experiment_id, found.info.run_id)
+
+    def run_of(self, experiment: Named) -> MlflowRun | None:
+        """Return what MLflow holds of an experiment's run, or None if there is no such run.
 
         A run that an earlier version recorded is found by name and subject.
         """
@@ -325,7 +331,7 @@ class Tracker:
             where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
             runs = self.client.search_runs([found.experiment_id], where, max_results=1)
             if runs:
-                return page_of(found.experiment_id, runs[0].info.run_id)
+                return runs[0]
         return None
 
     @contextlib.contextmanager
@@ -337,6 +343,8 @@ class Tracker:
         settings: Mapping[str, Any],
         title: str | None = None,
         started: float | None = None,
+        ended: float | None = None,
+        identity: Mapping[str, str] | None = None,
     ) -> Iterator[Run]:
         """Keep a run for one stage open inside the block, and close it whatever happens.
 
@@ -354,14 +362,17 @@ class Tracker:
             Dotted address -> value, recorded as parameters.
         title : str, optional
             Name to show; the stage when not given.
-        started : float, optional
-            Seconds since 1970 at which the work began; now when not given.
+        started, ended : float, optional
+            Seconds since 1970 between which the work was done, where that was before.
+        identity : mapping, optional
+            Tags by which the run is found again; a new one every time when not given.
         """
         parent.log_record("close_abandoned", stage=stage, experiment=parent.mlflow_experiment)
         run = self._make(
             parent.mlflow_experiment,
             title=title or stage,
-            tags={PARENT: parent.placeholder, STAGE: stage},
+            tags={PARENT: parent.placeholder, STAGE: stage, **(identity or {})},
+            identity=identity,
             started=started,
             parent=parent,
         )
@@ -372,7 +383,7 @@ class Tracker:
             with contextlib.suppress(Exception):  # the stage's own error matters more
                 run.end(run.fail(error))
             raise
-        run.end("FINISHED")
+        run.end("FINISHED", **({} if ended is None else {"time": int(ended * 1000)}))
 
     def candidate(
         self,

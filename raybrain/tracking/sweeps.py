@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybrain.tracking.tags import PARENT, SEAL, STAGE
+from raybrain.config import Tracking
+from raybrain.tracking.tags import SEAL, STAGE, SWEPT
 
 if TYPE_CHECKING:
-    from raybrain.tracking.runs import Tracker
+    from raybrain.tracking.runs import Named, Run, Tracker
 
 SWEEP = "sweep"
 """Name of the MLflow experiment that holds sweeps, whichever datasets their runs are about: runs
@@ -24,6 +26,8 @@ class SweepChild:
     """One run of a sweep."""
 
     name: str
+    experiment: Named
+    """Whose own run says when the work was done."""
     seal: str
     """Digest of its report; a child that says the same is not logged again."""
     settings: Mapping[str, Any]
@@ -32,35 +36,75 @@ class SweepChild:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class SweepTracked:
+    """A sweep, as its run is found and recorded."""
+
     name: str
+    workspace: str
+    tracking: Tracking
     dataset: str = SWEEP
     subject: str = "all"
 
 
 def log_sweep(
-    tracker: Tracker, *, name: str, children: Sequence[SweepChild], files: Sequence[Path]
+    tracker: Tracker,
+    parent: Run,
+    *,
+    sweep: str,
+    children: Sequence[SweepChild],
+    files: Sequence[Path],
 ) -> None:
-    """Record a sweep and its comparison; what was recorded of the same reports stays.
+    """Record the runs of a sweep and its comparison; what was recorded of the same reports stays.
 
     Parameters
     ----------
     tracker : Tracker
-    name : str
+    parent : Run
         Of the sweep.
+    sweep : str
+        Its name.
     children : sequence of SweepChild
     files : sequence of Path
         The comparison, as artifacts of the parent.
     """
-    parent = tracker.experiment_run(_Sweep(name))
     for child in children:
-        wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{SEAL}` = '{child.seal}'"
-        same = tracker.client.search_runs([parent.mlflow_experiment], wanted)
-        if any(run.info.status == "FINISHED" for run in same):
+        identity = {SWEPT: sweep, SEAL: child.seal}
+        if _logged(tracker, parent, identity):
             continue
-        with tracker.stage(parent, CHILD, settings=child.settings, title=child.name) as run:
+        began, ended = _times(tracker, child.experiment)
+        with tracker.stage(
+            parent,
+            CHILD,
+            settings=child.settings,
+            title=child.name,
+            started=began,
+            ended=ended,
+            identity=identity,
+        ) as run:
             run.log_metrics({k: v for k, v in child.metrics.items() if isfinite(v)})
-            run.set_tags({**child.tags, SEAL: child.seal})
+            run.set_tags(child.tags)
     for file in files:
         parent.log_artifact(file, "comparison")
     parent.set_tags({STAGE: "experiment", "runs": len(children)})
+
+
+def _logged(tracker: Tracker, parent: Run, identity: Mapping[str, str]) -> bool:
+    """Return whether a child was recorded; not while MLflow is silent, which keeps one of each."""
+    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):
+        same = tracker.client.search_runs([parent.mlflow_experiment], where)
+        return any(run.info.status == "FINISHED" for run in same)
+    return False
+
+
+def _times(tracker: Tracker, experiment: Named) -> tuple[float | None, float | None]:
+    """Return the seconds since 1970 between which an experiment's own run was worked on."""
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):
+        found = tracker.run_of(experiment)
+        if found is not None and found.info.end_time is not None:
+            return found.info.start_time / 1000, found.info.end_time / 1000
+    return None, None

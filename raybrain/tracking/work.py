@@ -6,15 +6,27 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from raybrain.config import Experiment, flatten
-from raybrain.tracking.runs import Run, Tracker, open_tracker, sentence
+from raybrain.config import Tracking, flatten
+from raybrain.tracking.runs import Named, Run, Tracker, open_tracker, sentence
 
 Describe = Callable[[str, str], str]
 """Status and placeholder of the run's id -> Markdown."""
+
+
+class Tracked(Named, Protocol):
+    """What is worked on and where that is recorded, such as an experiment or a sweep."""
+
+    @property
+    def tracking(self) -> Tracking:
+        """Where and how runs are recorded."""
+
+    @property
+    def workspace(self) -> str:
+        """Folder or URL."""
 
 
 @dataclass
@@ -25,7 +37,9 @@ class Work:
     it is.
     """
 
-    experiment: Experiment
+    experiment: Any
+    """`Tracked`."""
+    settings: Mapping[str, Any] | None = None
     describe: Describe | None = None
     started: float = field(default_factory=time.time)
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -39,12 +53,10 @@ class Work:
         """Return the tracker and the experiment's run, which is RUNNING from now on."""
         with self.lock:
             if self.parent is None:
-                settings = self.experiment
-                self.tracker = open_tracker(settings.tracking, workspace=settings.workspace)
-                self.parent = self.tracker.experiment_run(
-                    settings, running=True, started=self.started
-                )
-                self.parent.log_settings(flatten(settings))
+                which, told = self.experiment, self.settings
+                self.tracker = open_tracker(which.tracking, workspace=which.workspace)
+                self.parent = self.tracker.experiment_run(which, running=True, started=self.started)
+                self.parent.log_settings(flatten(which) if told is None else told)
                 self._describe("RUNNING")
             assert self.tracker is not None
             return self.tracker, self.parent
@@ -73,14 +85,20 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def working(
-    experiment: Experiment, *, describe: Describe | None = None, started: float | None = None
+    experiment: Tracked,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    describe: Describe | None = None,
+    started: float | None = None,
 ) -> Iterator[Work]:
     """Keep one attempt at an experiment open inside the block; nested blocks share the outermost.
 
     Parameters
     ----------
-    experiment : Experiment
+    experiment : Tracked
         What is worked on.
+    settings : mapping, optional
+        Dotted address -> value, recorded as parameters; an experiment's own when not given.
     describe : callable, optional
         What its run's description says, called at the begin and at the end.
     started : float, optional
@@ -88,7 +106,9 @@ def working(
     """
     key = (experiment.workspace, experiment.name, experiment.subject)
     with _lock:
-        work = _working.setdefault(key, Work(experiment, describe, started or time.time()))
+        work = _working.setdefault(
+            key, Work(experiment, settings, describe, started or time.time())
+        )
         work.depth += 1
     try:
         yield work
