@@ -250,6 +250,12 @@ class Features(Section):
     """Leading text tokens to decode; the rest keep the training mean. All when not given."""
     batch_size: Positive = 32
     """Images encoded together."""
+    layers: tuple[NonNegative, ...] = ()
+    """Inner layers of the checkpoint's image encoder that become the target ``image_features``:
+    numbers of transformers' hidden states, or of EfficientNet's blocks from 0. None if not
+    given."""
+    grid: Positive = 4
+    """Fields along each side of the picture that the features of a layer are averaged in."""
 
 
 class Penalised(Section):
@@ -578,13 +584,20 @@ class Decodes(Section):
     """Of the caption, by the text encoder; c."""
     image_embeds: Decode | None = None
     """Of the picture, by the checkpoint's image encoder: what it is of; e."""
+    image_features: Decode | None = None
+    """Of the picture, by inner layers of the image encoder (``features.layers``): what is where.
+    ``reconstruct.gradient`` looks at them."""
 
     @model_validator(mode="after")
     def _some_target(self) -> Decodes:
         if not any(getattr(self, name) for name in type(self).model_fields):
             raise ValueError("needs at least one target: latents, prompt_embeds or image_embeds")
-        if self.latents is not None and self.latents.prior is not None:
-            raise ValueError("latents cannot have a prior, which is for embeddings; leave it out")
+        for name in ("latents", "image_features"):
+            decode = getattr(self, name)
+            if decode is not None and decode.prior is not None:
+                raise ValueError(
+                    f"{name} cannot have a prior, which is for embeddings; leave it out"
+                )
         return self
 
 
@@ -605,11 +618,17 @@ def letters(mode: str) -> frozenset[str]:
 
 
 class GradientGuidance(Section):
-    """Steps that move the picture being drawn until its own image embedding is the decoded one.
+    """Steps that move the picture being drawn until the image encoder sees what was decoded.
 
-    The gradient is that of the cosine between both embeddings, through the checkpoint's image
-    encoder and VAE decoder. A step costs about three times a decoding of the VAE.
+    The gradient is that of the cosine between both image embeddings, and between the features of
+    inner layers where they are decoded, through the checkpoint's image encoder and VAE decoder. A
+    step costs about three times a decoding of the VAE.
     """
+
+    embedding: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the image embedding's cosine."""
+    layers: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the mean cosine of the layers of ``decode.image_features``."""
 
     size: Annotated[float, Field(gt=0.0)] = 0.05
     """Root mean square of a step over a picture's latents, whose own is about 1; the mean of the
@@ -637,7 +656,8 @@ class Reconstruct(Section):
     """Weight of the decoded image embeddings: what an IP-Adapter adds is multiplied by it, or the
     class embedding of unCLIP."""
     gradient: GradientGuidance | None = None
-    """Guide modes with e by the gradient of the image embedding; none unless given."""
+    """Guide modes with e by the gradient of the image embedding, and the system by that of decoded
+    ``image_features``; none unless given."""
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
@@ -996,13 +1016,21 @@ class Experiment(Section):
                     f"reconstruct.mode={self.reconstruct.mode} needs decode.{TARGET_OF[letter]}; "
                     f"add it or choose another mode"
                 )
-        modes = (self.reconstruct.mode, *self.reconstruct.references)
-        if self.reconstruct.gradient is not None and not any("e" in letters(m) for m in modes):
+        if self.decode.image_features is not None and not self.features.layers:
             raise ValueError(
-                f"reconstruct.gradient guides towards the image embedding, which nothing draws "
-                f"from in reconstruct.mode={self.reconstruct.mode}; choose a mode with e or leave "
-                f"reconstruct.gradient out"
+                "decode.image_features needs the layers that they are of; set features.layers"
             )
+        modes = (self.reconstruct.mode, *self.reconstruct.references)
+        gradient, layers = self.reconstruct.gradient, self.decode.image_features
+        if gradient is not None:
+            embeds = gradient.embedding > 0 and any("e" in letters(mode) for mode in modes)
+            if not embeds and (layers is None or gradient.layers == 0):
+                raise ValueError(
+                    f"reconstruct.gradient guides towards the image embedding, which nothing draws "
+                    f"from in reconstruct.mode={self.reconstruct.mode}, or towards "
+                    f"decode.image_features; choose a mode with e, add these or leave "
+                    f"reconstruct.gradient out"
+                )
         if "embedding" in self.evaluate.rerank and self.decode.image_embeds is None:
             raise ValueError(
                 "evaluate.rerank has 'embedding', which needs decode.image_embeds; add it or leave "

@@ -141,10 +141,13 @@ def features(experiment: Experiment) -> Output:
     digest = diffusion.generator_digest(experiment.generator)
     name = f"{experiment.subject}-{Path(checkpoint.rstrip('/')).stem}-{digest[:8]}"
     named = f"{experiment.workspace}/features/{dataset_entry(experiment).name}/{name}.zarr"
-    settings = {
+    settings: dict[str, Any] = {
         "features.resolution": experiment.features.resolution,
         "generator.dtype": experiment.generator.dtype,
     }
+    if experiment.features.layers:
+        settings["features.layers"] = list(experiment.features.layers)
+        settings["features.grid"] = experiment.features.grid
     inputs = {"the store": subject_store(experiment).seal.digest, "the generator": digest}
     made = Seal("features", settings, inputs)
     return Output("features", _shared(experiment, named, made=made), made)

@@ -62,7 +62,9 @@ def embedding_file(tmp_path_factory) -> Path:
                 "decoder": {"kind": "mindeye2", "width": 16, "depth": 1, "projection": 8},
                 "prior": PRIOR,
             },
+            "image_features": {"rois": ["early", "ventral"]},
         },
+        "features": {"layers": [0, 1], "grid": 2},
         "training": {"epochs": 3, "batch_size": 16},
         "reconstruct": {
             "mode": "z+e",
@@ -120,6 +122,49 @@ def test_rows_of_their_own_mode_are_drawn_from_it(done):
         )
         found = store.read_rows(folder, row, image_ids=ids[:1])[0, 0]
         assert np.abs(found.astype(int) - wanted[0]).max() <= 1
+
+
+def test_decoded_layers_guide_the_system_and_true_ones_the_ceiling(done):
+    from raybrain import diffusion
+
+    folder = outputs.reconstructions(done).folder
+    features = outputs.features(done).folder
+    ids = store.row_ids(folder)
+    generator = diffusion.load_generator(done.generator)
+    training = drawing.training_images(outputs.subject_store(done).folder)
+    true = store.read_rows(features, "image_features", image_ids=training)
+    spread = diffusion.Spread(true.mean(axis=0), np.where(true.std(0) > 0, true.std(0), np.inf))
+    for row, source in (
+        (drawing.SYSTEM, outputs.predictions(done).folder),
+        (drawing.CEILING, features),
+    ):
+        given = {
+            target: store.read_rows(source, target, image_ids=ids[:1])
+            for target in ("latents", "image_embeds")
+        }
+        layers = diffusion.LayerTargets(
+            store.read_rows(source, "image_features", image_ids=ids[:1]),
+            spread=spread,
+            features=done.features,
+        )
+        wanted, without = (
+            diffusion.draw(
+                generator,
+                **given,
+                prompt_embeds=None,
+                image_features=guided_by,
+                image_ids=ids[:1],
+                samples=[0],
+                seed=done.seed,
+                settings=done.reconstruct,
+            )[0].astype(int)
+            for guided_by in (layers, None)
+        )
+        found = store.read_rows(folder, row, image_ids=ids[:1])[0, 0]
+        assert np.abs(found - wanted).max() <= 1
+        assert np.abs(without - wanted).max() > 1
+    decoded = json.loads((Path(outputs.report(done).folder) / "decoders.json").read_text())
+    assert "image_features" in decoded
 
 
 def test_the_prior_changes_what_is_drawn_from_and_not_what_is_scored(done, embedding_file):
@@ -204,9 +249,21 @@ def test_drawing_is_searched_on_validation_images(done, embedding_file, capsys):
             ],
             "nothing in the space changes what is drawn",
         ),
-        (["generator.image_adapter=null"], "decode.image_embeds needs an image encoder"),
+        (["generator.image_adapter=null"], "features.layers needs an image encoder"),
+        (
+            [
+                "generator.image_adapter=null",
+                "decode.image_features=null",
+                "features.layers=[]",
+            ],
+            "decode.image_embeds needs an image encoder",
+        ),
         (["decode.image_embeds=null"], "reconstruct.mode=z+e needs decode.image_embeds"),
         (["decode.latents.prior={}"], "latents cannot have a prior"),
+        (["decode.image_features.prior={}"], "image_features cannot have a prior"),
+        (["features.layers=[]"], "set features.layers"),
+        (["features.layers=[7]"], "features.layers has 7, but the image encoder"),
+        (["features.grid=9"], "features.grid is 9, but layer 0"),
         (
             ["decode.image_embeds=null", "reconstruct.mode=z", "reconstruct.references=[]"],
             "evaluate.rerank has 'embedding'",

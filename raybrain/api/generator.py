@@ -156,6 +156,7 @@ class Generator:
                 diffusion.DrawingUnit(
                     image_ids=tuple(ids[start : start + size]),
                     samples=tuple(range(settings.samples)),
+                    image_features=None,
                     settings=settings,
                     **{
                         name: rows[name][start : start + size] if name in rows else None

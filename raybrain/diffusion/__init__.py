@@ -20,6 +20,7 @@ from raybrain.diffusion.generator import (
     load_generator,
     target_shapes,
 )
+from raybrain.diffusion.image_layers import LayerTargets, Spread
 from raybrain.diffusion.published import CHECKPOINTS, wanted_files
 from raybrain.diffusion.soundness import check_sound
 from raybrain.diffusion.targets import (
@@ -28,6 +29,7 @@ from raybrain.diffusion.targets import (
     embed_images,
     encode_captions,
     encode_images,
+    see_images,
 )
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "Drawing",
     "DrawingUnit",
     "DrawingWorker",
+    "LayerTargets",
+    "Spread",
     "StableDiffusion",
     "TargetShapes",
     "check_sound",
@@ -50,6 +54,7 @@ __all__ = [
     "generator_digest",
     "load_generator",
     "noise_seed",
+    "see_images",
     "target_shapes",
     "wanted_files",
 ]

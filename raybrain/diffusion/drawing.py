@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybrain.config import Generator, InputError, Reconstruct, letters
+from raybrain.diffusion.checkpoint import find_checkpoint
 from raybrain.diffusion.generator import load_generator, quiet
 from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
+from raybrain.diffusion.image_layers import LayerTargets, Likeness, layer_sizes
 from raybrain.diffusion.targets import encode_pixels, resize
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def draw(
     latents: NDArray[np.floating] | None,
     prompt_embeds: NDArray[np.floating] | None,
     image_embeds: NDArray[np.floating] | None = None,
+    image_features: LayerTargets | None = None,
     image_ids: Sequence[int | str] | NDArray[Any],
     samples: Sequence[int] | NDArray[np.integer],
     seed: int,
@@ -58,6 +61,8 @@ def draw(
         (row, token, width), all tokens; not used by modes without c.
     image_embeds : ndarray or None
         (row, width) or (row, token, width); not used by modes without e.
+    image_features : LayerTargets or None
+        Of the rows; only ``settings.gradient`` looks at them, in any mode.
     image_ids, samples : sequence
         For each row the image and the number of the sample. With ``seed`` they determine its noise,
         whatever else is in the batch.
@@ -115,8 +120,16 @@ def draw(
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
         pipeline.scheduler = _scheduler(settings, generator)
-        if settings.gradient is not None and shown is not None:
-            guide = Guide(generator, embeds=shown, settings=settings.gradient, noise=noise)
+        guide = None
+        if settings.gradient is not None:
+            guide = Guide(
+                generator,
+                embeds=shown,
+                settings=settings.gradient,
+                noise=noise,
+                layers=_likeness(generator, image_features=image_features, rows=rows),
+            )
+        if guide is not None and guide.sees_anything:
             pipeline.scheduler = guided(pipeline.scheduler, guide)
         with given(pipeline.unet, told):
             pixels = pipeline(
@@ -228,6 +241,23 @@ def _image_embeds(
     return array.to(generator.device)
 
 
+def _likeness(
+    generator: StableDiffusion, *, image_features: LayerTargets | None, rows: int
+) -> Likeness | None:
+    if image_features is None:
+        return None
+    checkpoint = find_checkpoint(generator.settings)
+    sizes = layer_sizes(checkpoint, features=image_features.features)
+    array = _finite(image_features.values, name="image_features", wanted=f"({rows}, {sum(sizes)})")
+    if tuple(array.shape) != (rows, sum(sizes)):
+        raise InputError(
+            f"the image_features have shape {tuple(array.shape)}, but the layers of "
+            f"'{generator.settings.checkpoint}' that features.layers names have ({rows}, "
+            f"{sum(sizes)}); predict them again with its own features"
+        )
+    return image_features.on(generator.device, sizes=sizes)
+
+
 def _finite(array: NDArray[np.floating] | None, *, name: str, wanted: str) -> torch.Tensor:
     import torch
 
@@ -275,6 +305,8 @@ class DrawingUnit:
     """(image, token, width), or None when the mode does not need them."""
     image_embeds: NDArray[np.floating] | None = None
     """(image, ...), or None when the mode does not need them."""
+    image_features: LayerTargets | None = None
+    """Of the images, or None where gradient guidance does not look at them."""
     settings: Reconstruct | None = None
     """How to draw, where not as the worker was told."""
 
@@ -366,6 +398,7 @@ class DrawingWorker:
             latents=of_rows(unit.latents),
             prompt_embeds=of_rows(unit.prompt_embeds),
             image_embeds=of_rows(unit.image_embeds),
+            image_features=None if unit.image_features is None else unit.image_features.rows(owner),
             image_ids=[unit.image_ids[index] for index in owner],
             samples=sample,
             seed=self.seed,

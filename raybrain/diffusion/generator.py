@@ -19,6 +19,7 @@ from raybrain.diffusion.checkpoint import (
     image_embeds_shape,
 )
 from raybrain.diffusion.image_conditioning import IPAdapter, UnCLIP, load_encoder
+from raybrain.diffusion.image_layers import layer_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ class TargetShapes:
     image_embeds: tuple[int, ...] | None
     """Width of the image embedding, or tokens and width of hidden states; None for a checkpoint
     that draws from none."""
+    image_features: tuple[int] | None
+    """Features of the image encoder's layers that are wanted, together; None without any."""
     pixels: int
     """Pixels along one side of an image drawn from such latents."""
 
@@ -136,12 +139,14 @@ def target_shapes(generator: StableDiffusion | Generator, *, features: Features)
     generator : StableDiffusion or Generator
         A loaded generator, or the settings of one.
     features : Features
-        ``resolution`` sets the latents' height and width, ``tokens`` how many tokens are decoded.
+        ``resolution`` sets the latents' height and width, ``tokens`` how many tokens are decoded,
+        ``layers`` and ``grid`` what is looked at within the image encoder.
 
     Raises
     ------
     InputError
-        If the resolution is not a multiple of what the networks halve, or there are fewer tokens.
+        If the resolution is not a multiple of what the networks halve, there are fewer tokens, or
+        no such layers.
     """
     settings = generator.settings if isinstance(generator, StableDiffusion) else generator
     checkpoint = find_checkpoint(settings)
@@ -171,6 +176,9 @@ def target_shapes(generator: StableDiffusion | Generator, *, features: Features)
         latents=(vae["latent_channels"], side, side),
         prompt_embeds=(tokens, text["hidden_size"]),
         image_embeds=image_embeds_shape(checkpoint),
+        image_features=(sum(layer_sizes(checkpoint, features=features)),)
+        if features.layers
+        else None,
         pixels=resolution,
     )
 

@@ -1,9 +1,10 @@
-"""Gradient guidance: what is being drawn is moved until it shows what the embedding says.
+"""Gradient guidance: what is being drawn is moved until it looks like what was decoded.
 
 Classifier-free guidance asks the network for more of an embedding and takes what it gives. Here the
 result is looked at. At a denoising step the network's guess of the clean latents is decoded to
-pixels and embedded by the checkpoint's own image encoder, and the guess is moved up the gradient of
-the cosine between that embedding and the decoded one. The gradient passes the encoder and the VAE's
+pixels and seen by the checkpoint's own image encoder, and the guess is moved up the gradient of how
+alike that is to what was decoded: the image embedding, which says what the picture is of, and the
+features of inner layers, which say what is where. The gradient passes the encoder and the VAE's
 decoder, never the U-Net, as in manifold preserving guided diffusion (He et al., ICLR 2024).
 
 Every look is at a picture shifted by a few pixels of its own, so that no step can answer to the
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raybrain.config import GradientGuidance
+from raybrain.diffusion.image_conditioning import NO_LAYERS
 
 if TYPE_CHECKING:
     import torch
 
     from raybrain.diffusion.generator import StableDiffusion
+    from raybrain.diffusion.image_layers import Likeness
 
 SHIFT = 1 / 16
 """Of the picture's side, at most, in each direction."""
@@ -34,16 +37,24 @@ LOSS_SCALE = 256.0
 
 @dataclass(frozen=True)
 class Guide:
-    """Moves guesses of the clean latents towards image embeddings."""
+    """Moves guesses of the clean latents towards what was decoded of pictures."""
 
     generator: StableDiffusion
     """With an image encoder."""
-    embeds: torch.Tensor
+    embeds: torch.Tensor | None
     """(row, ...) decoded image embeddings, on the generator's device."""
     settings: GradientGuidance
     """Size and number of the steps."""
     noise: Sequence[torch.Generator]
     """One per row, for the shifts: a row's do not depend on what else is in the batch."""
+    layers: Likeness | None = None
+    """To decoded features of inner layers, on the generator's device."""
+
+    @property
+    def sees_anything(self) -> bool:
+        """Whether there is something decoded that counts."""
+        embeds = self.embeds is not None and self.settings.embedding > 0
+        return embeds or (self.layers is not None and self.settings.layers > 0)
 
     def move(self, clean: torch.Tensor) -> torch.Tensor:
         """Return what has to be added to clean latents (row, channel, y, x).
@@ -69,16 +80,27 @@ class Guide:
     def _gradient(self, clean: torch.Tensor, *, rows: slice) -> torch.Tensor:
         import torch
 
-        image = self.generator.image
-        assert image is not None
         with torch.enable_grad():
             latents = clean[rows].detach().requires_grad_()
             scaled = latents / self.generator.scaling_factor
             pixels = self.generator.pipeline.vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
-            seen = _shifted(pixels, noise=self.noise[rows])
-            cosine = image.encoder.cosine(seen, self.embeds[rows])
-            (gradient,) = torch.autograd.grad(LOSS_SCALE * cosine.sum(), latents)
+            alike = self._alike(_shifted(pixels, noise=self.noise[rows]), rows=rows)
+            (gradient,) = torch.autograd.grad(LOSS_SCALE * alike.sum(), latents)
         return gradient
+
+    def _alike(self, pixels: torch.Tensor, *, rows: slice) -> torch.Tensor:
+        """Return (row,) weighted cosines between what pixels look like and what was decoded."""
+        image = self.generator.image
+        assert image is not None
+        layers = self.layers if self.settings.layers > 0 else None
+        seen = image.encoder.look(pixels, features=layers.features if layers else NO_LAYERS)
+        parts = []
+        if self.embeds is not None and self.settings.embedding > 0:
+            cosine = image.encoder.cosine(seen.embeds, self.embeds[rows])
+            parts.append(self.settings.embedding * cosine)
+        if layers is not None:
+            parts.append(self.settings.layers * layers.cosine(seen.layers, rows=rows))
+        return sum(parts[1:], start=parts[0])
 
 
 def _shifted(pixels: torch.Tensor, *, noise: Sequence[torch.Generator]) -> torch.Tensor:

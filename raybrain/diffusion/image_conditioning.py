@@ -17,20 +17,35 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from raybrain.config import Features
 from raybrain.diffusion.checkpoint import (
     LITE1,
     Checkpoint,
     hidden_states_wanted,
     image_embeds_shape,
 )
+from raybrain.diffusion.image_layers import of_tokens, on_grid
 
 if TYPE_CHECKING:
     import torch
 
     from raybrain.config import Reconstruct
 
+NO_LAYERS = Features()
+"""The embedding alone."""
+
 Pictures: TypeAlias = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 """Images of one size as an array (image, y, x, rgb), or one by one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an encoder makes of pictures, float32."""
+
+    embeds: torch.Tensor
+    """(image, width), or (image, token, width) of hidden states."""
+    layers: list[torch.Tensor]
+    """For each of ``features.layers`` (image, feature)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +61,8 @@ class Encoder:
     shape: tuple[int, ...]
     """Of one embedding."""
 
-    def __call__(self, images: Pictures) -> torch.Tensor:
-        """Return embeddings (image, width), or (image, token, width) of hidden states, float32."""
+    def __call__(self, images: Pictures, *, features: Features = NO_LAYERS) -> Seen:
+        """Return what pictures look like to the encoder, those of several sizes one by one."""
         import torch
 
         parameter = next(self.network.parameters())
@@ -56,49 +71,61 @@ class Encoder:
             shapes = {image.shape for image in images}
             groups = [images] if len(shapes) == 1 else [[image] for image in images]
             with torch.inference_mode():
-                return torch.cat([self._lite1(group, device=parameter.device) for group in groups])
+                parts = [
+                    self._lite1(self._pixels(group, device=parameter.device), features=features)
+                    for group in groups
+                ]
+                layers = zip(*(one.layers for one in parts), strict=True)
+                return Seen(torch.cat([one.embeds for one in parts]), [*map(torch.cat, layers)])
         pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
         with torch.inference_mode():
-            return self._clip(pixels.to(parameter))
+            return self._clip(pixels.to(parameter), features=features)
 
-    def _clip(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of what the processor made of pictures."""
-        if self.hidden_states:
-            states = self.network(pixels, output_hidden_states=True).hidden_states
-            return states[-2].float()
-        return self.network(pixels).image_embeds.float()
+    def look(self, pixels: torch.Tensor, *, features: Features = NO_LAYERS) -> Seen:
+        """Return what pixels (image, 3, y, x) in -1..1 look like, differentiable.
 
-    def _lite1(self, images: Pictures, *, device: Any) -> torch.Tensor:
-        import torch
+        They are on the encoder's device.
+        """
+        if self.processor is None:
+            return self._lite1(pixels.float(), features=features)
+        # transformers' processor differentiates what it does to tensors.
+        images = (pixels.float() + 1) / 2
+        shown = self.processor(images=images, do_rescale=False, return_tensors="pt")
+        return self._clip(shown.pixel_values, features=features)
 
-        pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float().to(device)
-        return self.network(pixels / 127.5 - 1)
-
-    def cosine(self, pixels: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        """Return the cosine (image,) of the embeddings of pixels with others, differentiable.
+    def cosine(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Return the cosine (image,) of embeddings (image, ...), differentiable.
 
         Dimensions that Lite1's projection has whitened count by their variance again: the cosine
         is that of the features.
-
-        Parameters
-        ----------
-        pixels
-            (image, 3, y, x) in -1..1, on the encoder's device.
-        embeds
-            (image, width) or (image, token, width).
         """
         import torch
 
         if self.processor is None:
-            found = self.network(pixels.float())
             weight = self.network.projection.variance.sqrt()
-            found, embeds = found * weight, embeds * weight
-        else:
-            # transformers' processor differentiates what it does to tensors.
-            images = (pixels.float() + 1) / 2
-            shown = self.processor(images=images, do_rescale=False, return_tensors="pt")
-            found = self._clip(shown.pixel_values)
-        return torch.nn.functional.cosine_similarity(found.flatten(1), embeds.flatten(1))
+            found, wanted = found * weight, wanted * weight
+        return torch.nn.functional.cosine_similarity(found.flatten(1), wanted.flatten(1))
+
+    def _clip(self, pixels: torch.Tensor, *, features: Features = NO_LAYERS) -> Seen:
+        """Return what the network makes of what the processor made of pictures."""
+        inner = self.hidden_states or bool(features.layers)
+        made = self.network(pixels, output_hidden_states=inner)
+        states = made.hidden_states
+        embeds = states[-2] if self.hidden_states else made.image_embeds
+        layers = [of_tokens(states[k].float(), grid=features.grid) for k in features.layers]
+        return Seen(embeds.float(), layers)
+
+    def _lite1(self, pixels: torch.Tensor, *, features: Features) -> Seen:
+        seen, maps = self.network.look(pixels, blocks=features.layers)
+        layers = [on_grid(one, grid=features.grid) for one in maps]
+        return Seen(self.network.projection(seen), layers)
+
+    @staticmethod
+    def _pixels(images: Pictures, *, device: Any) -> torch.Tensor:
+        import torch
+
+        pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float().to(device)
+        return pixels / 127.5 - 1
 
     def of_nothing(self) -> torch.Tensor:
         """Return the embedding that stands for no picture, of the same shape less the first axis.
@@ -112,7 +139,7 @@ class Encoder:
             return torch.zeros(self.shape, device=parameter.device)
         side = self.network.config.image_size
         with torch.inference_mode():
-            return self._clip(torch.zeros((1, 3, side, side)).to(parameter))[0]
+            return self._clip(torch.zeros((1, 3, side, side)).to(parameter)).embeds[0]
 
 
 @dataclass(frozen=True)

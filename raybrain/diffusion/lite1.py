@@ -6,6 +6,7 @@ that shared a network with either would make scores look better than the picture
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,21 +95,30 @@ class Lite1WithProjection(nn.Module):
 
         Gradients flow to pixels that ask for them.
         """
-        return torch.cat([self._features(few) for few in pixels.split(AT_ONCE)])
+        return self.look(pixels, blocks=())[0]
 
-    def _features(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor, *, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return `features`, and of each block named the output (n, channel, y, x)."""
+        parts = [self._look(few, blocks=blocks) for few in pixels.split(AT_ONCE)]
+        features, outputs = zip(*parts, strict=True)
+        return torch.cat(features), [torch.cat(one) for one in zip(*outputs, strict=True)]
+
+    def _look(self, pixels: Tensor, *, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         network = self.network
         resized = functional.interpolate(
             pixels, size=(self.size, self.size), mode="bilinear", align_corners=False
         )
         x = network._swish(network._bn0(network._conv_stem(as_lite1(resized))))
-        coarse = x
+        coarse, outputs = x, {}
         for index, block in enumerate(network._blocks):
             x = block(x)
             if index == COARSE_BLOCK:
                 coarse = functional.adaptive_avg_pool2d(x, 2).flatten(1)
+            if index in blocks:
+                outputs[index] = x
         x = network._swish(network._bn1(network._conv_head(x)))
-        return torch.cat([x.mean((2, 3)), coarse], dim=1)
+        features = torch.cat([x.mean((2, 3)), coarse], dim=1)
+        return features, [outputs[block] for block in blocks]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return (n, components) embeddings of pixels (n, 3, h, w) in -1..1."""

@@ -128,7 +128,17 @@ def embed_images(
     images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
-    """Return the image embedding of each image, by the checkpoint's image encoder.
+    """Return the image embeddings that `see_images` returns, without any inner layer."""
+    return see_images(generator, images=images, features=Features(batch_size=batch_size))[0]
+
+
+def see_images(
+    generator: StableDiffusion,
+    *,
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    features: Features,
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return what the checkpoint's image encoder makes of each image: embedding and inner layers.
 
     Parameters
     ----------
@@ -136,13 +146,15 @@ def embed_images(
         The generator that will draw from these embeddings.
     images : array or sequence of arrays
         uint8, (y, x, rgb) each; prepared as the encoder's own processor does it.
-    batch_size : int
-        Images encoded together.
+    features : Features
+        ``layers`` on their ``grid``, and ``batch_size``, the images encoded together.
 
     Returns
     -------
-    ndarray
+    embeds : ndarray
         float32 (image, width), or (image, token, width) of hidden states.
+    layers : ndarray or None
+        float32 (image, feature), one layer after the other; None if none is wanted.
 
     Raises
     ------
@@ -154,11 +166,19 @@ def embed_images(
             f"'{generator.settings.checkpoint}' has no image encoder; give it "
             f"generator.image_adapter, or choose a checkpoint that has one"
         )
+    size = features.batch_size
     parts = [
-        generator.image.encoder(images[start : start + batch_size]).cpu().numpy()
-        for start in range(0, len(images), batch_size)
+        generator.image.encoder(images[start : start + size], features=features)
+        for start in range(0, len(images), size)
     ]
-    return _finite(np.concatenate(parts), what="image embeddings", generator=generator)
+    embeds = np.concatenate([one.embeds.cpu().numpy() for one in parts])
+    embeds = _finite(embeds, what="image embeddings", generator=generator)
+    if not features.layers:
+        return embeds, None
+    layers = np.concatenate(
+        [np.concatenate([layer.cpu().numpy() for layer in one.layers], axis=1) for one in parts]
+    )
+    return embeds, _finite(layers, what="image features", generator=generator)
 
 
 def _finite(

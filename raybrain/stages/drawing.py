@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from raybrain import cluster, diffusion, evaluation, outputs, store
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
-    from raybrain.config import Experiment, Reconstruct
+    from raybrain.config import Experiment, Features, Reconstruct
     from raybrain.outputs import Output
     from raybrain.store import Block
     from raybrain.tracking import Run
@@ -22,6 +23,8 @@ CEILING = "ceiling"
 CATEGORY = "category"
 Z_ONLY = "z"
 E_ONLY = "e"
+SPREAD_ROWS = 256
+"""Images whose features are held at once."""
 OWN_MODE = frozenset({Z_ONLY, E_ONLY})
 """Rows drawn from the decoded targets in the mode that they are named after, whatever the system's
 is."""
@@ -66,6 +69,8 @@ class Targets:
     """(image, token, width) float32, all tokens."""
     image_embeds: np.ndarray | None
     """(image, ...) float32."""
+    image_features: diffusion.LayerTargets | None
+    """What gradient guidance looks at beside the embedding, if anything."""
 
 
 def work(experiment: Experiment, output: Output, run: Run) -> Made:
@@ -169,7 +174,12 @@ class Painter:
     def __call__(self, unit: Unit) -> int:
         """Draw and write one unit, and return its number of images."""
         image_ids = self.image_ids[unit.block.start : unit.block.stop]
-        targets = targets_of(self.sources, row=unit.row, image_ids=image_ids)
+        targets = targets_of(
+            self.sources,
+            row=unit.row,
+            image_ids=image_ids,
+            features=self.experiment.features,
+        )
         drawing = self.worker(
             diffusion.DrawingUnit(
                 image_ids=tuple(image_ids),
@@ -177,6 +187,7 @@ class Painter:
                 latents=targets.latents,
                 prompt_embeds=targets.prompt_embeds,
                 image_embeds=targets.image_embeds,
+                image_features=targets.image_features,
                 settings=drawn_how(self.experiment.reconstruct, row=unit.row),
             )
         )
@@ -199,12 +210,13 @@ def drawn_how(settings: Reconstruct, *, row: str) -> Reconstruct:
     return settings.model_copy(update={"mode": row}) if row in OWN_MODE else settings
 
 
-def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
+def targets_of(sources: Sources, *, row: str, image_ids: list[str], features: Features) -> Targets:
     """Return what the images of a row are drawn from.
 
     The system's are the decoded targets, and those of the rows in a mode of their own; the
     ceiling's the true ones, and the category's the mean latents with the mean embeddings of the
-    true category, over training images.
+    true category, over training images. A row that is to show what one target gives is not guided
+    by inner layers.
     """
     found = {
         target: _values(sources, row=row, target=target, image_ids=image_ids)
@@ -216,10 +228,25 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str]) -> Targets:
             features=sources.features,
             training_ids=training_images(sources.stimuli),
         )
+    layers = None
+    if "image_features" in found and row not in OWN_MODE:
+        spread = layer_spread(sources.features, sources.stimuli)
+        layers = diffusion.LayerTargets(found["image_features"], spread=spread, features=features)
     return Targets(
         latents=found.get("latents"),
         prompt_embeds=found.get("prompt_embeds"),
         image_embeds=found.get("image_embeds"),
+        image_features=layers,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def layer_spread(features: str, stimuli: str) -> diffusion.Spread:
+    """Return how features of inner layers spread over training images; read once by a worker."""
+    ids = training_images(stimuli)
+    parts = (ids[start : start + SPREAD_ROWS] for start in range(0, len(ids), SPREAD_ROWS))
+    return diffusion.Spread.of(
+        store.read_rows(features, "image_features", image_ids=part) for part in parts
     )
 
 

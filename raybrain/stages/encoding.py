@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raybrain import cluster, diffusion, outputs, store
-from raybrain.config import Features
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
@@ -20,11 +19,13 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     stimuli = outputs.subject_store(experiment).folder
     image_ids = store.open_store(stimuli, splits="training").images.index.tolist()
     # All tokens are kept: which ones are decoded is the decoder's affair, not the stimuli's.
-    whole = Features(resolution=experiment.features.resolution)
+    whole = experiment.features.model_copy(update={"tokens": None})
     shapes = diffusion.target_shapes(experiment.generator, features=whole)
     made = {"latents": shapes.latents, "prompt_embeds": shapes.prompt_embeds}
     if shapes.image_embeds is not None:
         made["image_embeds"] = shapes.image_embeds
+    if shapes.image_features is not None:
+        made["image_features"] = shapes.image_features
     store.create_rows(
         output.folder,
         {name: (shape, "float32") for name, shape in made.items()},
@@ -45,7 +46,8 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     for _ in encoded:
         pass
     described = ", ".join(
-        f"{name.replace('_embeds', ' embeddings')} {_by(shape)}" for name, shape in made.items()
+        f"{name.replace('_embeds', ' embeddings').replace('_', ' ')} {_by(shape)}"
+        for name, shape in made.items()
     )
     return Made(f"{len(image_ids):,} stimuli -> {described}")
 
@@ -81,10 +83,12 @@ class Encoder:
         store.write_block(self.folder, "latents", latents, block=block)
         store.write_block(self.folder, "prompt_embeds", embeds, block=block)
         if self.generator.image is not None:
-            seen = diffusion.embed_images(
-                self.generator, images=pixels, batch_size=self.settings.batch_size
+            seen, layers = diffusion.see_images(
+                self.generator, images=pixels, features=self.settings
             )
             store.write_block(self.folder, "image_embeds", seen, block=block)
+            if layers is not None:
+                store.write_block(self.folder, "image_features", layers, block=block)
         return len(images)
 
 

@@ -33,6 +33,7 @@ PARTS = {
     "latents": "the VAE's latents of the image seen",
     "prompt_embeds": "the text embedding of the image's caption",
     "image_embeds": "the image embedding of the image seen",
+    "image_features": "the features of the image seen in inner layers of the image encoder",
 }
 
 

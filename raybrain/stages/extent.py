@@ -88,7 +88,7 @@ def planned_bytes(experiment: Experiment, stage: str) -> int:
             experiment.generator,
             features=experiment.features.model_copy(update={"tokens": None}),
         )
-        made = (shapes.latents, shapes.prompt_embeds, shapes.image_embeds)
+        made = (shapes.latents, shapes.prompt_embeds, shapes.image_embeds, shapes.image_features)
         return FLOAT * images * sum(math.prod(shape) for shape in made if shape is not None)
     settings = experiment.reconstruct
     side = diffusion.drawn_pixels(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybrain import evaluation, outputs, store
-from raybrain.config import letters
+from raybrain.config import TARGET_OF, letters
 from raybrain.decoders import noise_ceiling
 from raybrain.stages.predicting import ESTIMATES, RIDGE, TRIALS
 
@@ -124,7 +124,8 @@ def nearest_by(experiment: Experiment) -> tuple[str, ...]:
     """
     if "e" in letters(experiment.reconstruct.mode):
         return ("image_embeds",)
-    return tuple(target for target, _ in outputs.targets(experiment))
+    decoded = dict(outputs.targets(experiment))
+    return tuple(target for target in TARGET_OF.values() if target in decoded)
 
 
 def nearest_training(

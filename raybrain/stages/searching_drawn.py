@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raybrain.config import Decode, Experiment, Generator
     from raybrain.store import SubjectStore
 
+LAYERS = "image_features"
 DRAWN = "drawn/"
 """Names of objectives that are scores of drawn validation images begin with this."""
 RESAMPLES = 100
@@ -94,6 +95,8 @@ class Drawn:
     """Target -> (image, ...) least-squares predictions, which a prior starts from."""
     priors: Mapping[str, str]
     """Target -> folder of its prior."""
+    spread: diffusion.Spread | None
+    """Of features of inner layers over the training images, where these are decoded."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,16 @@ def drawn_data(decoded: Sequence[Decoded], *, images: int) -> Drawn:
         values=values,
         estimates=estimates,
         priors=priors,
+        spread=_spread(decoded, training_ids=training_ids),
     )
+
+
+def _spread(decoded: Sequence[Decoded], *, training_ids: list[str]) -> diffusion.Spread | None:
+    for one in decoded:
+        if one.data.target == LAYERS:
+            rows = store.read_rows(one.data.features, LAYERS, image_ids=training_ids)
+            return diffusion.Spread.of([rows])
+    return None
 
 
 def _predicted(
@@ -219,6 +231,11 @@ def _draw(tried: Experiment, drawn: Drawn, *, seed: int) -> np.ndarray:
     worker = _worker(tried.generator, seed=seed, threads=max(1, int(tried.resources.tune.cpus)))
     # As many rows at once as a unit of the system has.
     size = settings.images_per_unit * settings.samples
+    layers = None
+    if drawn.spread is not None:
+        layers = diffusion.LayerTargets(
+            drawn.values[LAYERS], spread=drawn.spread, features=tried.features
+        )
     parts = []
     for block in store.blocks(len(drawn.image_ids), size=size):
         rows = slice(block.start, block.stop)
@@ -226,6 +243,7 @@ def _draw(tried: Experiment, drawn: Drawn, *, seed: int) -> np.ndarray:
             image_ids=drawn.image_ids[rows],
             samples=(0,),
             **dict.fromkeys(TARGET_OF.values()) | {name: v[rows] for name, v in values.items()},
+            image_features=None if layers is None else layers.rows(rows),
             settings=settings,
         )
         parts.append(worker(unit).images[:, 0])

@@ -98,6 +98,7 @@ def drawn(
     latents,
     prompt_embeds,
     image_embeds=None,
+    image_features=None,
     **settings,
 ):
     rows = list(rows)
@@ -106,6 +107,7 @@ def drawn(
         latents=None if latents is None else latents[rows],
         prompt_embeds=None if prompt_embeds is None else prompt_embeds[rows],
         image_embeds=None if image_embeds is None else image_embeds[rows],
+        image_features=None if image_features is None else image_features.rows(rows),
         image_ids=[100 + row for row in rows],
         samples=samples or [0] * len(rows),
         seed=seed,

@@ -65,8 +65,9 @@ def drawn(generator, embeds, **how):
 
 def likeness(generator, drawn_pictures, embeds):
     pixels = torch.tensor(drawn_pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    encoder = generator.image.encoder
     with torch.no_grad():
-        return generator.image.encoder.cosine(pixels, torch.tensor(embeds)).numpy()
+        return encoder.cosine(encoder.look(pixels).embeds, torch.tensor(embeds)).numpy()
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++"])
@@ -102,7 +103,8 @@ def test_a_step_has_its_size_and_points_up_the_cosine(generator, pictures, monke
     def cosine(latents):
         with torch.no_grad():
             pixels = generator.pipeline.vae.decode(latents / generator.scaling_factor).sample
-            return generator.image.encoder.cosine(pixels.clamp(-1, 1), embeds).double()
+            seen = generator.image.encoder.look(pixels.clamp(-1, 1))
+            return generator.image.encoder.cosine(seen.embeds, embeds).double()
 
     step = GradientGuidance(size=size, repeats=1)
     move = Guide(generator, embeds=embeds, settings=step, noise=noise()).move(clean)
@@ -214,13 +216,13 @@ def test_pictures_are_looked_at_shifted_by_no_more_than_said(pocket, pictures, m
     embeds = torch.tensor(embed_images(pocket, images=pictures))
     clean = torch.tensor(latents_of(pocket))
     shown = []
-    cosine = type(pocket.image.encoder).cosine
+    plain_look = type(pocket.image.encoder).look
 
-    def look(self, pixels, wanted):
+    def look(self, pixels, **how):
         shown.append(pixels.detach())
-        return cosine(self, pixels, wanted)
+        return plain_look(self, pixels, **how)
 
-    monkeypatch.setattr(type(pocket.image.encoder), "cosine", look)
+    monkeypatch.setattr(type(pocket.image.encoder), "look", look)
     settings = GradientGuidance(size=1e-6, repeats=4)
     Guide(pocket, embeds=embeds, settings=settings, noise=noise()).move(clean)
     side = shown[0].shape[-1]
