@@ -626,9 +626,10 @@ class GradientGuidance(Section):
     """
 
     embedding: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the image embedding's cosine."""
+    """Weight of the image embedding's cosine, where layers are looked at beside it."""
     layers: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the mean cosine of the layers of ``decode.image_features``."""
+    """Weight of the mean cosine of the layers of ``decode.image_features``; a row that shows what
+    the embedding alone gives has none."""
 
     size: Annotated[float, Field(gt=0.0)] = 0.05
     """Root mean square of a step over a picture's latents, whose own is about 1; the mean of the
@@ -656,8 +657,8 @@ class Reconstruct(Section):
     """Weight of the decoded image embeddings: what an IP-Adapter adds is multiplied by it, or the
     class embedding of unCLIP."""
     gradient: GradientGuidance | None = None
-    """Guide modes with e by the gradient of the image embedding, and the system by that of decoded
-    ``image_features``; none unless given."""
+    """Guide modes with e by the gradient of the image embedding and decoded ``image_features``;
+    none unless given."""
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
@@ -1021,16 +1022,18 @@ class Experiment(Section):
                 "decode.image_features needs the layers that they are of; set features.layers"
             )
         modes = (self.reconstruct.mode, *self.reconstruct.references)
-        gradient, layers = self.reconstruct.gradient, self.decode.image_features
-        if gradient is not None:
-            embeds = gradient.embedding > 0 and any("e" in letters(mode) for mode in modes)
-            if not embeds and (layers is None or gradient.layers == 0):
-                raise ValueError(
-                    f"reconstruct.gradient guides towards the image embedding, which nothing draws "
-                    f"from in reconstruct.mode={self.reconstruct.mode}, or towards "
-                    f"decode.image_features; choose a mode with e, add these or leave "
-                    f"reconstruct.gradient out"
-                )
+        gradient = self.reconstruct.gradient
+        if gradient is not None and not any("e" in letters(mode) for mode in modes):
+            raise ValueError(
+                f"reconstruct.gradient guides towards the image embedding, which nothing draws "
+                f"from in reconstruct.mode={self.reconstruct.mode}; choose a mode with e or leave "
+                f"reconstruct.gradient out"
+            )
+        if gradient is not None and gradient.embedding == gradient.layers == 0:
+            raise ValueError(
+                "reconstruct.gradient.embedding and layers are both 0, so nothing would guide; "
+                "raise one or leave reconstruct.gradient out"
+            )
         if "embedding" in self.evaluate.rerank and self.decode.image_embeds is None:
             raise ValueError(
                 "evaluate.rerank has 'embedding', which needs decode.image_embeds; add it or leave "

@@ -162,7 +162,7 @@ def swept(recorded, experiment_file):
     wall = time.monotonic() - started
     client = recorded.tracker.client
     experiment = client.get_experiment_by_name(tracking.sweeps.SWEEP)
-    runs = client.search_runs([experiment.experiment_id], "tags.`raybrain.sweep` = 'strengths'")
+    runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     return Swept(parent, [run for run in runs if run is not parent], wall)
 

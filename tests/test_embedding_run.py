@@ -262,6 +262,10 @@ def test_drawing_is_searched_on_validation_images(done, embedding_file, capsys):
         (["decode.latents.prior={}"], "latents cannot have a prior"),
         (["decode.image_features.prior={}"], "image_features cannot have a prior"),
         (["features.layers=[]"], "set features.layers"),
+        (
+            ["reconstruct.gradient.embedding=0", "reconstruct.gradient.layers=0"],
+            "are both 0, so nothing would guide",
+        ),
         (["features.layers=[7]"], "features.layers has 7, but the image encoder"),
         (["features.grid=9"], "features.grid is 9, but layer 0"),
         (

@@ -62,7 +62,7 @@ def draw(
     image_embeds : ndarray or None
         (row, width) or (row, token, width); not used by modes without e.
     image_features : LayerTargets or None
-        Of the rows; only ``settings.gradient`` looks at them, in any mode.
+        Of the rows; only ``settings.gradient`` looks at them, in modes with e.
     image_ids, samples : sequence
         For each row the image and the number of the sample. With ``seed`` they determine its noise,
         whatever else is in the batch.
@@ -120,8 +120,7 @@ def draw(
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
         pipeline.scheduler = _scheduler(settings, generator)
-        guide = None
-        if settings.gradient is not None:
+        if settings.gradient is not None and shown is not None:
             guide = Guide(
                 generator,
                 embeds=shown,
@@ -129,7 +128,6 @@ def draw(
                 noise=noise,
                 layers=_likeness(generator, image_features=image_features, rows=rows),
             )
-        if guide is not None and guide.sees_anything:
             pipeline.scheduler = guided(pipeline.scheduler, guide)
         with given(pipeline.unet, told):
             pixels = pipeline(

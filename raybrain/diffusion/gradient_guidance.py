@@ -41,7 +41,7 @@ class Guide:
 
     generator: StableDiffusion
     """With an image encoder."""
-    embeds: torch.Tensor | None
+    embeds: torch.Tensor
     """(row, ...) decoded image embeddings, on the generator's device."""
     settings: GradientGuidance
     """Size and number of the steps."""
@@ -49,12 +49,6 @@ class Guide:
     """One per row, for the shifts: a row's do not depend on what else is in the batch."""
     layers: Likeness | None = None
     """To decoded features of inner layers, on the generator's device."""
-
-    @property
-    def sees_anything(self) -> bool:
-        """Whether there is something decoded that counts."""
-        embeds = self.embeds is not None and self.settings.embedding > 0
-        return embeds or (self.layers is not None and self.settings.layers > 0)
 
     def move(self, clean: torch.Tensor) -> torch.Tensor:
         """Return what has to be added to clean latents (row, channel, y, x).
@@ -94,13 +88,12 @@ class Guide:
         assert image is not None
         layers = self.layers if self.settings.layers > 0 else None
         seen = image.encoder.look(pixels, features=layers.features if layers else NO_LAYERS)
-        parts = []
-        if self.embeds is not None and self.settings.embedding > 0:
-            cosine = image.encoder.cosine(seen.embeds, self.embeds[rows])
-            parts.append(self.settings.embedding * cosine)
-        if layers is not None:
-            parts.append(self.settings.layers * layers.cosine(seen.layers, rows=rows))
-        return sum(parts[1:], start=parts[0])
+        cosine = image.encoder.cosine(seen.embeds, self.embeds[rows])
+        if layers is None:
+            return cosine
+        return self.settings.embedding * cosine + self.settings.layers * layers.cosine(
+            seen.layers, rows=rows
+        )
 
 
 def _shifted(pixels: torch.Tensor, *, noise: Sequence[torch.Generator]) -> torch.Tensor:

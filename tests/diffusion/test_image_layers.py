@@ -126,7 +126,9 @@ def test_likeness_is_the_mean_over_layers_of_the_cosine_of_z_scores(pocket, pict
 def test_pictures_come_to_look_like_decoded_layers_without_any_embedding(pocket, pictures):
     targets = targets_of(pocket, pictures, features=POCKET)
     latents = np.random.default_rng(1).standard_normal((ROWS, 4, 16, 16)).astype(np.float32)
-    how = {"latents": latents, "prompt_embeds": None, "mode": "z", "steps": 6}
+    embeds, _ = see_images(pocket, images=pictures[::-1].copy(), features=POCKET)
+    how = {"latents": latents, "prompt_embeds": None, "image_embeds": embeds, "steps": 6}
+    layers_alone = GradientGuidance(embedding=0.0, repeats=4, last=3)
     sizes = [width * FIELDS for width in (40, 112, 192, 320)]
 
     def alike(drawn_pictures):
@@ -135,13 +137,17 @@ def test_pictures_come_to_look_like_decoded_layers_without_any_embedding(pocket,
             whole = targets.on("cpu", sizes=sizes)
             return whole.cosine(seen.layers, rows=slice(0, ROWS)).numpy()
 
-    plain = drawn(pocket, **how, gradient=GradientGuidance())
-    better = drawn(
-        pocket, **how, image_features=targets, gradient=GradientGuidance(repeats=4, last=3)
-    )
+    plain = drawn(pocket, **how, mode="z+e")
+    better = drawn(pocket, **how, mode="z+e", image_features=targets, gradient=layers_alone)
     assert (alike(better) > alike(plain) + 0.05).all()
-    without = GradientGuidance(layers=0.0)
-    assert far(drawn(pocket, **how, image_features=targets, gradient=without), plain) == 0
+    # Without the embedding nothing is guided, and layers of no weight are as good as none.
+    z = drawn(pocket, **how, mode="z")
+    assert (
+        far(drawn(pocket, **how, mode="z", image_features=targets, gradient=layers_alone), z) == 0
+    )
+    guides = {"embedding": GradientGuidance(layers=0.0), "both": GradientGuidance()}
+    one = drawn(pocket, **how, mode="z+e", image_features=targets, gradient=guides["embedding"])
+    assert far(drawn(pocket, **how, mode="z+e", gradient=guides["both"]), one) == 0
 
 
 def test_both_weights_count(pocket, pictures):
@@ -195,7 +201,8 @@ def test_decoded_features_of_other_layers_are_refused(pocket, pictures):
             pocket,
             latents=latents,
             prompt_embeds=None,
-            mode="z",
+            image_embeds=np.zeros((ROWS, 64), np.float32),
+            mode="z+e",
             image_features=fewer,
             gradient=GradientGuidance(),
         )
