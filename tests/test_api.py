@@ -391,6 +391,41 @@ def test_a_generator_draws_as_the_pipeline_does_whatever_is_given(tiny):
     assert not np.array_equal(both[:, 0], drawn[:, 0])
 
 
+def test_a_generator_is_guided_by_the_layers_that_it_was_loaded_with():
+    from raybrain import diffusion
+
+    pocket = raybrain.Generator.from_pretrained(layers=(11, 15), grid=2)
+    seen = pictures(5, seed=0)
+    targets = pocket.encode(seen)
+    assert targets["image_features"].shape == (5, 4 * (112 + 192))
+    assert pocket.shapes.image_features == (4 * (112 + 192),)
+    how = {"steps": 4, "strength": 0.3, "samples": 1, "gradient": {"repeats": 2}}
+    given = {name: targets[name][:2] for name in ("latents", "image_embeds")}
+    layers = {"image_features": targets["image_features"][3:]}
+    training = targets["image_features"]
+    drawn = pocket.reconstruct(**given, **layers, training_features=training, **how)
+    known = diffusion.draw(
+        diffusion.load_generator(pocket.settings),
+        **given,
+        prompt_embeds=None,
+        image_features=diffusion.LayerTargets(
+            training[3:], spread=diffusion.Spread.of([training]), features=pocket.features
+        ),
+        image_ids=["0", "1"],
+        samples=[0, 0],
+        seed=0,
+        settings=config.Reconstruct.model_validate({"mode": "z+e", **how}),
+    )
+    np.testing.assert_array_equal(drawn[:, 0], known)
+    assert not np.array_equal(pocket.reconstruct(**given, **how), drawn)
+    with pytest.raises(InputError, match="the true ones of two or more as training_features"):
+        pocket.reconstruct(**given, **layers, **how)
+    with pytest.raises(InputError, match="both should be of the same layers"):
+        pocket.reconstruct(**given, **layers, training_features=training[:, :5], **how)
+    with pytest.raises(InputError, match="each image needs one of each"):
+        pocket.reconstruct(**given, image_features=training, training_features=training, **how)
+
+
 def test_what_a_generator_cannot_draw_from_is_one_sentence(tiny):
     latents = np.zeros((2, *tiny.shapes.latents), np.float32)
     for given, sentence in (
@@ -401,6 +436,8 @@ def test_what_a_generator_cannot_draw_from_is_one_sentence(tiny):
     ):
         with pytest.raises(InputError, match=sentence):
             tiny.reconstruct(**given)
+    with pytest.raises(InputError, match="layers that the generator was not loaded with"):
+        tiny.reconstruct(latents=latents, image_features=np.zeros((2, 5)))
     with pytest.raises(InputError, match="Generator: 'dtyp' is not a setting; did you mean"):
         raybrain.Generator.from_pretrained("pocket-diffusion", dtyp="float32")
 
