@@ -69,7 +69,7 @@ def usage() -> str:
         "schema prints the JSON Schema of such files, by which editors complete and check them.\n\n"
         "An address is the dotted path of a setting, its value is YAML:\n"
         "  raybrain train jobs/experiments/nsd.yaml 'decode.latents.rois=[V1, V2]'\n"
-        "Settings, their meaning and defaults: raybrain/config.py. Examples: jobs/experiments/."
+        "Settings, their meaning and defaults: raybrain/config/. Examples: jobs/experiments/."
     )
 
 

@@ -19,7 +19,7 @@ def test_there_are_examples_of_what_scores_and_of_settings():
         "raybrain.api.decoder",
         "raybrain.api.generator",
         "raybrain.api.running",
-        "raybrain.config",
+        "raybrain.config.reading",
         "raybrain.evaluation.evaluating",
         "raybrain.evaluation.identification",
     } <= set(MODULES)

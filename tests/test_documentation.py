@@ -82,7 +82,9 @@ def test_every_leaf_of_an_experiment_is_in_the_reference():
             continue
         for address in config.flatten(config.load(file, schema=config.Experiment)):
             general = re.sub(
-                r"^decode\.(latents|prompt_embeds|image_embeds)", "decode.<target>", address
+                r"^decode\.(latents|prompt_embeds|image_embeds|image_features)",
+                "decode.<target>",
+                address,
             )
             assert f"`{general}`" in page or f"`{address}`" in page, address
 

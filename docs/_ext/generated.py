@@ -146,7 +146,7 @@ def settings_page() -> str:
             "the value in YAML. Units and sources stand with the meaning; numbers without a unit "
             "are counts or pure numbers. `raybrain schema` prints the same for editors.",
             "",
-            f"`{ANY_TARGET}` is `latents`, `prompt_embeds` or `image_embeds`.",
+            f"`{ANY_TARGET}` is `latents`, `prompt_embeds`, `image_embeds` or `image_features`.",
             "",
             *_tables(Experiment, address="", root=schema.json_schema(Experiment)),
         ]

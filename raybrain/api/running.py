@@ -117,7 +117,7 @@ def run(experiment: Experiment, stages: str | Sequence[str] = "run", **options: 
     >>> demo = raybrain.Experiment.load(raybrain.DEMO)
     >>> raybrain.run(demo, "drawing")
     Traceback (most recent call last):
-    raybrain.config.InputError: 'drawing' is not a stage; choose from plan, simulate, ...
+    raybrain.config.base.InputError: 'drawing' is not a stage; choose from plan, simulate, ...
     """
     wanted = [stages] if isinstance(stages, str) else list(stages)
     for stage in wanted:

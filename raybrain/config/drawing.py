@@ -1,0 +1,126 @@
+"""``generator``, ``features`` and ``reconstruct``: pictures to targets and back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raybrain.config.base import Location, NonNegative, Positive, Section
+
+
+class Generator(Section):
+    """The Stable Diffusion that supplies targets and draws reconstructions."""
+
+    checkpoint: Location = "pocket-diffusion"
+    """``pocket-diffusion`` (ships with the package), a diffusers folder, a hub id, or one
+    ``.safetensors`` or ``.ckpt`` file in the original layout."""
+    configs: Location | None = None
+    """A diffusers folder that describes a checkpoint of one file; looked for beside the file."""
+    image_adapter: Location | None = None
+    """An IP-Adapter's ``.safetensors`` file, which lets Stable Diffusion draw from image
+    embeddings. Stable unCLIP and ``pocket-diffusion`` need none."""
+    image_encoder: Location | None = None
+    """Folder of the CLIP vision model that makes them; ``image_encoder`` beside the adapter, or in
+    the folder of a Stable unCLIP checkpoint, when not given."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type in which UNet and VAE compute; ``auto`` is float16 on a GPU and float32 on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is a GPU where a worker has one."""
+    vae_slicing: bool = False
+    """Decode image by image: less memory for large images."""
+    compile: bool = False
+    """Compile the UNet: slower to start, faster afterwards."""
+
+
+class Features(Section):
+    """Targets made from the stimuli by the generator's own encoders."""
+
+    resolution: Positive | None = None
+    """Pixels along one side given to the VAE; the generator's own sample size when not given."""
+    tokens: Positive | None = None
+    """Leading text tokens to decode; the rest keep the training mean. All when not given."""
+    batch_size: Positive = 32
+    """Images encoded together."""
+    layers: tuple[NonNegative, ...] = ()
+    """Inner layers of the checkpoint's image encoder that become the target ``image_features``:
+    numbers of transformers' hidden states, or of EfficientNet's blocks from 0. None if not
+    given."""
+    grid: Positive = 4
+    """Fields along each side of the picture that the features of a layer are averaged in."""
+
+
+Mode = Literal["z", "c", "e", "z+c", "z+e", "c+e", "z+c+e", "takagi"]
+
+
+TARGET_OF = {"z": "latents", "c": "prompt_embeds", "e": "image_embeds"}
+"""Letter of a mode -> the target it stands for."""
+
+
+def letters(mode: str) -> frozenset[str]:
+    """Return the letters of `TARGET_OF` that a mode draws from.
+
+    Examples
+    --------
+    >>> sorted(letters("z+e")), sorted(letters("takagi"))
+    (['e', 'z'], ['c', 'z'])
+    """
+    return frozenset("zc") if mode == "takagi" else frozenset(mode.split("+"))
+
+
+class GradientGuidance(Section):
+    """Steps that move the picture being drawn until the image encoder sees what was decoded.
+
+    The gradient is that of the cosine between both image embeddings, and between the features of
+    inner layers where they are decoded, through the checkpoint's image encoder and VAE decoder. A
+    step costs about three times a decoding of the VAE.
+    """
+
+    embedding: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the image embedding's cosine, where layers are looked at beside it."""
+    layers: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the mean cosine of the layers of ``decode.image_features``; a row that shows what
+    the embedding alone gives has none."""
+
+    size: Annotated[float, Field(gt=0.0)] = 0.05
+    """Root mean square of a step over a picture's latents, whose own is about 1; the mean of the
+    steps, which shrink linearly."""
+    repeats: Positive = 10
+    """Steps at each guided denoising step."""
+    last: Positive = 1
+    """Denoising steps that are guided, counted from the last: guesses before it are blurred."""
+
+
+class Reconstruct(Section):
+    """How the generator draws from decoded targets."""
+
+    mode: Mode = "z+c"
+    """Draw from the decoded latents (z), prompt embeddings (c), image embeddings (e), or several;
+    without z from pure noise. ``takagi`` draws from z and c after a detour of the latents through
+    pixels at the generator's resolution."""
+    strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Share of the noise schedule that is added to the decoded latents and removed again."""
+    guidance: Annotated[float, Field(ge=1.0)] = 5.0
+    """Scale of classifier-free guidance; 1 is none, 5 what Takagi & Nishimoto used."""
+    prompt_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the decoded prompt embeddings against those of the empty caption."""
+    image_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the decoded image embeddings: what an IP-Adapter adds is multiplied by it, or the
+    class embedding of unCLIP."""
+    gradient: GradientGuidance | None = None
+    """Guide modes with e by the gradient of the image embedding and decoded ``image_features``;
+    none unless given."""
+    noise_level: NonNegative = 0
+    """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
+    scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
+    """Solver of the reverse diffusion."""
+    steps: Positive = 20
+    """Denoising steps of the whole schedule, of which ``strength`` is the share that is run."""
+    samples: Positive = 5
+    """Reconstructions per image."""
+    references: tuple[Literal["ceiling", "category", "z", "e"], ...] = ("ceiling",)
+    """Rows drawn beside the system's: from the true targets, from the training mean of the image's
+    true category, and, one sample each, from the decoded latents alone and from the decoded image
+    embeddings alone."""
+    images_per_unit: Positive = 4
+    """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
