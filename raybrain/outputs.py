@@ -73,10 +73,7 @@ def dataset_root(experiment: Experiment) -> str:
 
 def targets(experiment: Experiment) -> list[tuple[str, Decode]]:
     """Return the targets that the experiment decodes, by name."""
-    found = [
-        (name, getattr(experiment.decode, name)) for name in type(experiment.decode).model_fields
-    ]
-    return [(name, decode) for name, decode in found if decode is not None]
+    return list(experiment.decode.each.items())
 
 
 def has_networks(experiment: Experiment) -> bool:
@@ -148,6 +145,8 @@ def features(experiment: Experiment) -> Output:
     if experiment.features.layers:
         settings["features.layers"] = list(experiment.features.layers)
         settings["features.grid"] = experiment.features.grid
+    for name in experiment.decode.others:
+        settings[f"features.{name}"] = plugins.version(plugins.TARGETS, name)
     inputs = {"the store": subject_store(experiment).seal.digest, "the generator": digest}
     made = Seal("features", settings, inputs)
     return Output("features", _shared(experiment, named, made=made), made)

@@ -5,8 +5,9 @@ A package says in its ``pyproject.toml``::
     [project.entry-points."raybrain.decoders"]
     low_rank = "my_package.decoder:LowRank"
 
-and ``kind: low_rank`` is a decoder of every experiment. ``raybrain.datasets`` are readers and
-``raybrain.metrics`` columns of the table. What the package itself has goes first.
+and ``kind: low_rank`` is a decoder of every experiment. ``raybrain.datasets`` are readers,
+``raybrain.targets`` what can be decoded and ``raybrain.metrics`` columns of the table. What the
+package itself has goes first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ DECODERS = "raybrain.decoders"
 """A subclass of `raybrain.config.OtherNetwork`, by its ``kind``."""
 DATASETS = "raybrain.datasets"
 """A module, or anything else, with ``open_recording`` and ``required_files``, by its ``reader``."""
+TARGETS = "raybrain.targets"
+"""A module, or anything else, with ``SHAPE`` and ``encode``, by its name under ``decode``."""
 METRICS = "raybrain.metrics"
 """A `raybrain.evaluation.Metric` with a function, by its name."""
 

@@ -110,7 +110,8 @@ def _mapping(typed: dict, spelled: dict, kinds: list[Any]) -> dict:
         if named:
             field = fields.get(str(key))
             # Kept with its metadata out of the way: only the types count here.
-            found[key] = value if field is None else as_written(value, text, field.annotation)
+            wanted = field.annotation if field else getattr(named[0], "other_settings", None)
+            found[key] = value if wanted is None else as_written(value, text, wanted)
         else:
             found[as_written(key, name, pairs[0][0])] = as_written(value, text, pairs[0][1])
     return found if len(typed) == len(spelled) else typed

@@ -1,4 +1,4 @@
-"""Packages add decoders, readers and metrics by entry points; nothing of the tree is touched."""
+"""Packages add decoders, readers, targets and metrics by entry points, and touch nothing else."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from raybrain import catalog, config, datasets, outputs, plugins, store
 from raybrain.config import Experiment, Ingest, InputError
 from raybrain.decoders.build import build_network
 from raybrain.evaluation import protocol_named
-from raybrain.stages import scoring
+from raybrain.stages import encoding, scoring
 
 EXAMPLE = Path(__file__).parent / "plugins" / "raybrain_example"
 
@@ -113,6 +113,54 @@ def test_the_decoder_works_in_a_notebook_and_is_read_back(example, tmp_path):
     np.testing.assert_array_equal(again.predict(betas), decoder.predict(betas))
 
 
+def test_a_target_is_a_setting_like_the_others(example):
+    tree = tree_of({"kind": "ridge"})
+    tree["decode"]["mean_colour"] = {"rois": ["01", "ventral"]}
+    found = config.validate(tree, schema=Experiment, source="plugin.yaml")
+    assert [name for name, _ in outputs.targets(found)] == ["latents", "mean_colour"]
+    leaves = config.flatten(found)
+    assert leaves["decode.mean_colour.rois"] == ["01", "ventral"]
+    assert leaves["decode.mean_colour.decoder.kind"] == "ridge"
+    changed = found.with_("decode.mean_colour.decoder={kind: low_rank, rank: 2}")
+    assert changed.decode.mean_colour.decoder.rank == 2
+    # Words keep their spelling, as in every section.
+    assert found.with_("decode.mean_colour.rois=[01, 1e5]").decode.mean_colour.rois == ("01", "1e5")
+    assert "mean_colour" not in dict(outputs.targets(found.with_("decode.mean_colour=null")))
+    for change, sentence in (
+        ("decode.mean_color={rois: [V1]}", "no target 'mean_color'; did you mean 'mean_colour'"),
+        ("decode.mean_colour.roi=[V1]", "'decode.mean_colour.roi' is not a setting"),
+        ("decode.mean_colour.prior={}", "mean_colour cannot have a prior"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            found.with_(change)
+    schema = Experiment.model_json_schema()["$defs"]["Decodes"]
+    assert "mean_colour" in schema["properties"]
+    assert schema["additionalProperties"] is False
+
+
+def test_the_features_are_sealed_with_the_package_of_the_target(example, tmp_path):
+    plain = validated({"kind": "ridge"}).with_(
+        {"simulation": {"objects": 48}, "workspace": str(tmp_path)}
+    )
+    more = plain.with_("decode.mean_colour.rois=[early]")
+    assert outputs.features(more).seal.settings["features.mean_colour"] == "raybrain-example 0.1"
+    assert "features.mean_colour" not in outputs.features(plain).seal.settings
+
+
+def test_a_target_of_another_shape_than_it_says_is_refused(example, monkeypatch):
+    target = encoding.other_target("mean_colour")
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    found = encoding._encoded("mean_colour", pixels=pixels, captions=[("a",), ("b",)])
+    assert found.shape == (2, 3)
+    for wrong in (np.zeros((2, 4)), np.full((2, 3), np.nan)):
+        monkeypatch.setattr(target, "encode", lambda images, captions, wrong=wrong: wrong)
+        with pytest.raises(InputError, match=r"gives an array of shape .* \(2, 3\) are expected"):
+            encoding._encoded("mean_colour", pixels=pixels, captions=[("a",), ("b",)])
+    monkeypatch.setattr(target, "SHAPE", (3, 0))
+    with pytest.raises(InputError, match=r"'mean_colour' of raybrain-example 0\.1 has no SHAPE"):
+        encoding.other_target("mean_colour")
+
+
 def test_a_metric_stands_beside_those_of_the_protocol(example, tmp_path):
     protocol = protocol_named("lite0-v1+brightness")
     assert [m.name for m in protocol.metrics[:-1]] == [
@@ -146,6 +194,8 @@ def test_without_the_package_its_names_are_refused_with_what_there_is():
         validated({"kind": "low_rank"})
     with pytest.raises(InputError, match="there is no metric 'brightness'; no package adds any"):
         validated({"kind": "ridge"}, metrics=["brightness"])
+    with pytest.raises(InputError, match="there is no target 'mean_colour'; choose from latents"):
+        validated({"kind": "ridge"}).with_("decode.mean_colour.rois=[V1]")
     with pytest.raises(InputError, match="there is no metric 'brightness'; no package adds any"):
         protocol_named("lite0-v1+brightness")
 
@@ -237,7 +287,8 @@ from raybrain import cluster
 
 with cluster.connect():
     experiment = raybrain.Experiment.load(sys.argv[1], *sys.argv[3:])
-    print(raybrain.run(experiment, ["train", "predict", "reconstruct", "evaluate"]).report)
+    stages = ["features", "train", "predict", "reconstruct", "evaluate"]
+    print(raybrain.run(experiment, stages).report)
     raybrain.run(raybrain.Experiment.load(sys.argv[2]), "ingest")
 """
 
@@ -257,6 +308,8 @@ def test_on_ray_the_decoder_trains_the_metric_scores_and_the_reader_ingests(
         "name=plugin",
         "decode.latents.decoder={kind: low_rank, rank: 4}",
         "decode.prompt_embeds=null",
+        "decode.mean_colour.rois=[early, ventral]",
+        "folders=by_seal",
         "reconstruct.mode=z",
         "evaluate.metrics=[brightness]",
     ]
@@ -270,12 +323,21 @@ def test_on_ray_the_decoder_trains_the_metric_scores_and_the_reader_ingests(
     )
     assert done.returncode == 0, done.stderr
     assert "latents: low_rank from" in done.stdout
-    report = Path(finished.workspace, "runs", "plugin", "report")
+    (report,) = Path(finished.workspace, "runs/plugin").glob("report*")
     text = (report / scoring.TABLE).read_text()
     assert "lite0-v1+brightness" in text
     assert "bright" in text
     decoders = json.loads((report / "decoders.json").read_text())
-    assert set(decoders) == {"latents", "latents single trials"}
+    assert set(decoders) == {
+        *("latents", "latents single trials", "mean_colour", "mean_colour single trials")
+    }
+    (features,) = Path(finished.workspace, "features/simulated").glob("*.zarr/mean_colour")
+    stimuli = store.open_store(outputs.subject_store(finished).folder, splits="all")
+    ids = store.row_ids(str(features.parent))
+    colours = stimuli.pixels(ids).mean(axis=(1, 2)) / 255
+    np.testing.assert_allclose(
+        store.read_rows(str(features.parent), "mean_colour"), colours, atol=1e-6
+    )
     ingested = store.open_store(
         str(tmp_path / "workspace/stores/one_file/subj01.zarr"), splits="all"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -144,6 +144,8 @@ class Section(BaseModel):
     """A frozen part of an experiment; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    other_settings: ClassVar[type[BaseModel] | None] = None
+    """What settings are that other packages name, where a section has any."""
 
     @model_validator(mode="before")
     @classmethod

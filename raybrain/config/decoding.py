@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, WrapValidator, model_validator
 
-from raybrain import plugins
+from raybrain import plugins, spelling
 from raybrain.config.base import Fraction, Positive, Section, extension
 
 
@@ -337,7 +337,11 @@ class Decode(Section):
 
 
 class Decodes(Section):
-    """The targets to decode."""
+    """The targets to decode: those below, and those that other packages add by name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    other_settings = Decode
+    __pydantic_extra__: dict[str, Decode | None]
 
     latents: Decode | None = None
     """Of the VAE: where things are and their colours; z in ``reconstruct.mode``."""
@@ -349,14 +353,46 @@ class Decodes(Section):
     """Of the picture, by inner layers of the image encoder (``features.layers``): what is where.
     ``reconstruct.gradient`` looks at them."""
 
+    @property
+    def each(self) -> dict[str, Decode]:
+        """Target to how it is decoded, of those that are."""
+        names = (*type(self).model_fields, *(self.model_extra or {}))
+        return {name: one for name in names if (one := getattr(self, name)) is not None}
+
+    @property
+    def others(self) -> list[str]:
+        """The targets among them that other packages add."""
+        return [name for name in self.each if name not in type(self).model_fields]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, tree: Any) -> Any:
+        known = (*cls.model_fields, *plugins.names(plugins.TARGETS))
+        for name in tree if isinstance(tree, dict) else ():
+            if name not in known:
+                told = spelling.hint(str(name), known, otherwise=f"choose from {', '.join(known)}")
+                raise ValueError(f"there is no target '{name}'; {told}")
+        return tree
+
     @model_validator(mode="after")
     def _some_target(self) -> Decodes:
-        if not any(getattr(self, name) for name in type(self).model_fields):
+        if not self.each:
             raise ValueError("needs at least one target: latents, prompt_embeds or image_embeds")
-        for name in ("latents", "image_features"):
-            decode = getattr(self, name)
+        for name in ("latents", "image_features", *self.others):
+            decode = self.each.get(name)
             if decode is not None and decode.prior is not None:
                 raise ValueError(
                     f"{name} cannot have a prior, which is for embeddings; leave it out"
                 )
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        """Name the targets of installed packages, and no others."""
+        schema = handler(core)
+        written = handler.resolve_ref_schema(schema)
+        other = written.pop("additionalProperties", None)
+        for name in plugins.names(plugins.TARGETS):
+            written["properties"][name] = {**other, "default": None}
+        written["additionalProperties"] = False
+        return schema

@@ -85,7 +85,7 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
     3
     """
     leaves: dict[str, Any] = {}
-    for name in type(section).model_fields:
+    for name in (*type(section).model_fields, *(section.model_extra or {})):
         value = getattr(section, name)
         address = f"{prefix}{name}"
         if isinstance(value, BaseModel):
@@ -205,7 +205,8 @@ def _section_at(schema: type[BaseModel], location: list[str]) -> type[BaseModel]
     section: type[BaseModel] | None = schema
     for name in location:
         field = section.model_fields.get(name) if section else None
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        wanted = field.annotation if field else getattr(section, "other_settings", None)
+        candidates = [wanted, *getattr(wanted, "__args__", ())]
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         section = sections[0] if len(sections) == 1 else None
     return section

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal
 from raybrain.config import ClosedForm, InputError
-from raybrain.stages import drawing, extent
+from raybrain.stages import drawing, encoding, extent
 
 if TYPE_CHECKING:
     from raybrain.config import Decode, Experiment
@@ -149,6 +149,8 @@ def _generator(experiment: Experiment) -> None:
     diffusion.check_sound(experiment.generator)
     diffusion.generator_digest(experiment.generator)
     shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
+    for name in experiment.decode.others:
+        encoding.other_target(name)
     if experiment.decode.image_embeds is not None and shapes.image_embeds is None:
         raise InputError(
             f"decode.image_embeds needs an image encoder, and the generator "
@@ -255,10 +257,8 @@ def _holds(sizes: Sequence[float], *, target: str, decode: Decode) -> None:
 
 
 def _dimensions(experiment: Experiment, target: str) -> int:
-    from raybrain import diffusion
-
-    shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
-    return math.prod(getattr(shapes, target))
+    shapes = encoding.shapes_of(experiment, tokens=experiment.features.tokens)
+    return math.prod(shapes[target])
 
 
 def _disk(experiment: Experiment, pending: Pending) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from raybrain import cluster, diffusion, outputs, store
+import numpy as np
+
+from raybrain import cluster, diffusion, outputs, plugins, store
+from raybrain.config import InputError, extension
 from raybrain.stages import Made
 
 if TYPE_CHECKING:
@@ -19,13 +23,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     stimuli = outputs.subject_store(experiment).folder
     image_ids = store.open_store(stimuli, splits="training").images.index.tolist()
     # All tokens are kept: which ones are decoded is the decoder's affair, not the stimuli's.
-    whole = experiment.features.model_copy(update={"tokens": None})
-    shapes = diffusion.target_shapes(experiment.generator, features=whole)
-    made = {"latents": shapes.latents, "prompt_embeds": shapes.prompt_embeds}
-    if shapes.image_embeds is not None:
-        made["image_embeds"] = shapes.image_embeds
-    if shapes.image_features is not None:
-        made["image_features"] = shapes.image_features
+    made = shapes_of(experiment, tokens=None)
     store.create_rows(
         output.folder,
         {name: (shape, "float32") for name, shape in made.items()},
@@ -52,6 +50,25 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     return Made(f"{len(image_ids):,} stimuli -> {described}")
 
 
+def shapes_of(experiment: Experiment, *, tokens: int | None) -> dict[str, tuple[int, ...]]:
+    """Return target to the shape of one stimulus's, of all that can be made for an experiment.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    tokens : int or None
+        Leading text tokens, or all of them.
+    """
+    whole = experiment.features.model_copy(update={"tokens": tokens})
+    shapes = diffusion.target_shapes(experiment.generator, features=whole)
+    own = {name: getattr(shapes, name) for name in type(experiment.decode).model_fields}
+    others = {name: other_target(name).SHAPE for name in experiment.decode.others}
+    return {name: shape for name, shape in (own | others).items() if shape is not None}
+
+
+Pictures: TypeAlias = Sequence[np.ndarray] | np.ndarray
+
+
 class Encoder:
     """Loads the generator once and writes block after block of targets.
 
@@ -66,6 +83,7 @@ class Encoder:
     def __init__(self, *, experiment: Experiment, stimuli: str, folder: str) -> None:
         self.generator = diffusion.load_generator(experiment.generator)
         self.settings = experiment.features
+        self.others = experiment.decode.others
         self.opened = store.open_store(stimuli, splits="training")
         self.folder = folder
 
@@ -89,7 +107,41 @@ class Encoder:
             store.write_block(self.folder, "image_embeds", seen, block=block)
             if layers is not None:
                 store.write_block(self.folder, "image_features", layers, block=block)
+        for name in self.others:
+            found = _encoded(name, pixels=pixels, captions=images["captions"].tolist())
+            store.write_block(self.folder, name, found, block=block)
         return len(images)
+
+
+def other_target(name: str) -> Any:
+    """Return what another package adds under a target's name: ``SHAPE`` and ``encode``.
+
+    Raises
+    ------
+    InputError
+        If it has none of these.
+    """
+    found = extension(plugins.TARGETS, name)
+    shape = getattr(found, "SHAPE", None)
+    sizes = isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
+    if not (sizes and shape and callable(getattr(found, "encode", None))):
+        raise InputError(
+            f"the target '{name}' of {plugins.version(plugins.TARGETS, name)} has no SHAPE, a "
+            f"tuple of lengths, or no encode(images, captions); mend it"
+        )
+    return found
+
+
+def _encoded(name: str, *, pixels: Pictures, captions: list[tuple[str, ...]]) -> np.ndarray:
+    target = other_target(name)
+    found = np.asarray(target.encode(pixels, captions), np.float32)
+    wanted = (len(pixels), *target.SHAPE)
+    if found.shape != wanted or not np.isfinite(found).all():
+        raise InputError(
+            f"the target '{name}' of {plugins.version(plugins.TARGETS, name)} gives an array of "
+            f"shape {found.shape}, where finite numbers of shape {wanted} are expected; mend it"
+        )
+    return found
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from raybrain import outputs, seal, store
 from raybrain.config import InputError
-from raybrain.stages import drawing
+from raybrain.stages import drawing, encoding
 
 if TYPE_CHECKING:
     from raybrain.catalog import CatalogEntry
@@ -84,12 +84,8 @@ def planned_bytes(experiment: Experiment, stage: str) -> int:
     if stage not in ("features", "reconstruct"):
         return 0
     if stage == "features":
-        shapes = diffusion.target_shapes(
-            experiment.generator,
-            features=experiment.features.model_copy(update={"tokens": None}),
-        )
-        made = (shapes.latents, shapes.prompt_embeds, shapes.image_embeds, shapes.image_features)
-        return FLOAT * images * sum(math.prod(shape) for shape in made if shape is not None)
+        shapes = encoding.shapes_of(experiment, tokens=None)
+        return FLOAT * images * sum(math.prod(shape) for shape in shapes.values())
     settings = experiment.reconstruct
     side = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=settings

@@ -1,1 +1,1 @@
-"""What another package adds to raybrain: a decoder, a reader and a metric, a module each."""
+"""What another package adds to raybrain: a decoder, a reader, a target, a metric; a module each."""
