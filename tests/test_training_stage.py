@@ -14,7 +14,7 @@ import pytest
 
 from raybrain import cli, outputs, tracking
 from raybrain.decoders import load_decoder
-from raybrain.stages import fitting
+from raybrain.stages import fitting_data, fitting_networks
 from tests.small_run import load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -40,7 +40,7 @@ def _losses(experiment, target: str = TARGET) -> dict[int, float]:
 
 
 def _weights(experiment, target: str = TARGET) -> bytes:
-    return (_folder(experiment, target) / fitting.DECODER / "decoder.safetensors").read_bytes()
+    return (_folder(experiment, target) / fitting_data.DECODER / "decoder.safetensors").read_bytes()
 
 
 def test_two_workers_end_where_one_does(finished, experiment_file):
@@ -109,10 +109,12 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(finished, experiment
 def test_data_larger_than_the_memory_are_streamed_from_disk(finished, experiment_file, capsys):
     experiment = load_experiment(experiment_file, "training.memory=1e-4")
     decode = experiment.decode.prompt_embeds
-    data = fitting.Data.of(experiment, TARGET, decode)
+    data = fitting_data.Data.of(experiment, TARGET, decode)
     assert data.exceeds_memory
-    held = fitting._task(data)
-    streamed = fitting._task_on_disk(data, folder=str(Path(experiment.workspace) / "rows.zarr"))
+    held = fitting_networks._task(data)
+    streamed = fitting_networks._task_on_disk(
+        data, folder=str(Path(experiment.workspace) / "rows.zarr")
+    )
     assert len(streamed.betas.names) > 1  # in several blocks of voxels
     np.testing.assert_allclose(streamed.betas[:], held.betas[:], rtol=1e-6)
     np.testing.assert_allclose(streamed.targets[:], held.targets[:], rtol=1e-6)
@@ -120,7 +122,7 @@ def test_data_larger_than_the_memory_are_streamed_from_disk(finished, experiment
     np.testing.assert_allclose(streamed.validation_betas, held.validation_betas, rtol=1e-6)
     done = _train(experiment_file, "training.memory=1e-4", "name=streamed")
     assert "are streamed" in capsys.readouterr().out
-    assert not (_folder(done) / fitting.ROWS).exists()
+    assert not (_folder(done) / fitting_networks.ROWS).exists()
     # Another order of rows, the same minimum.
     whole, parts = min(_losses(finished).values()), min(_losses(done).values())
     assert parts == pytest.approx(whole, rel=0.05)
@@ -141,8 +143,8 @@ def test_subjects_share_a_trunk_and_each_gets_a_decoder(finished, experiment_fil
     for stage in ("simulate", "ingest", "features", "train", "predict"):
         assert cli.main([stage, str(experiment_file), *changes]) == 0
     shared = load_experiment(experiment_file, *changes)
-    own = load_decoder(_folder(shared) / fitting.DECODER)
-    other = load_decoder(_folder(shared) / fitting.OTHERS / "subj02")
+    own = load_decoder(_folder(shared) / fitting_data.DECODER)
+    other = load_decoder(_folder(shared) / fitting_data.OTHERS / "subj02")
     trunk = [name for name in own.parameters if name.startswith("trunk.")]
     assert trunk
     for name in trunk:
@@ -160,7 +162,7 @@ def test_a_registered_decoder_predicts_through_mlflow(finished, experiment_file,
         tags = tracker.client.get_run(version.run_id).data.tags
         assert tags["model"] == f"models:/{name}/{version.version}"
         decode = getattr(finished.decode, target)
-        data = fitting.Data.of(finished, target, decode)
+        data = fitting_data.Data.of(finished, target, decode)
         betas = data.opened.first_betas(3, voxels=data.mask)
         session = int(data.session[0])
         question = tmp_path / f"{target}.json"
@@ -174,7 +176,7 @@ def test_a_registered_decoder_predicts_through_mlflow(finished, experiment_file,
         environment = {**os.environ, "MLFLOW_TRACKING_URI": tracker.uri}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        decoder = load_decoder(_folder(finished, target) / fitting.DECODER)
+        decoder = load_decoder(_folder(finished, target) / fitting_data.DECODER)
         wanted = decoder.predict(
             betas, session=np.full(3, session), image_id=np.arange(3), average=False
         )

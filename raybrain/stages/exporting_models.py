@@ -19,7 +19,7 @@ import yaml
 from raybrain import __version__, cluster, outputs, places, store
 from raybrain.decoders import load_decoder, write_model
 from raybrain.stages import Made
-from raybrain.stages.fitting import DECODER, PRIOR
+from raybrain.stages.fitting_data import DECODER, PRIOR
 from raybrain.stages.predicting import target_shape
 from raybrain.stages.scoring import DECODERS, TABLE
 

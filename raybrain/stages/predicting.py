@@ -14,7 +14,7 @@ from raybrain.config import InputError
 from raybrain.decoders import load_decoder
 from raybrain.diffusion import noise_seed
 from raybrain.stages import Made
-from raybrain.stages.fitting import DECODER, PRIOR, REFERENCE, image_rows
+from raybrain.stages.fitting_data import DECODER, PRIOR, REFERENCE, image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment

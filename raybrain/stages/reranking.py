@@ -11,7 +11,7 @@ from raybrain import cluster, diffusion, outputs, store
 from raybrain.decoders import prepare
 from raybrain.reranking import fit_encoding, nearest_sample, rerank, side_by_side
 from raybrain.stages.drawing import SYSTEM, Sources, training_images
-from raybrain.stages.fitting import image_rows
+from raybrain.stages.fitting_data import image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment

@@ -26,7 +26,7 @@ from raybrain.evaluation import (
 from raybrain.stages import Made, describing, drawing, reranking
 from raybrain.stages import scoring_logged as logging
 from raybrain.stages.describing import GALLERY, GRID
-from raybrain.stages.fitting import CURVES
+from raybrain.stages.fitting_networks import CURVES
 from raybrain.stages.scoring_targets import (
     category_scores,
     decoded_scores,

@@ -27,7 +27,7 @@ from raybrain.decoders import (
 from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
 from raybrain.stages import Made
-from raybrain.stages.fitting import image_rows, targets_of
+from raybrain.stages.fitting_data import image_rows, targets_of
 from raybrain.stages.searching_drawn import Decoded, draw_candidate, drawn_data, searches_drawing
 
 if TYPE_CHECKING:

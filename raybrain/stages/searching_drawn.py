@@ -24,7 +24,8 @@ from raybrain.config import (
 )
 from raybrain.decoders import load_decoder
 from raybrain.stages.drawing import whole_prompts
-from raybrain.stages.fitting import DECODER, PRIOR, Data, fit_ridge_of, image_rows
+from raybrain.stages.fitting_data import DECODER, PRIOR, Data, image_rows
+from raybrain.stages.fitting_ridge import fit_ridge_of
 
 if TYPE_CHECKING:
     from raybrain.cluster import Candidate, Shared
