@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -103,6 +104,19 @@ class Metric:
     def percent(self) -> bool:
         """Whether people write it in percent."""
         return self.kind == "identification"
+
+    def text(self, value: float) -> str:
+        """Return a value as tables show it: percentages with one digit, others with three."""
+        if not math.isfinite(value):
+            return "–"  # noqa: RUF001
+        if self.percent:
+            return f"{round(100 * value, 1) + 0.0:.1f}"  # adding zero makes -0.0 a plain zero
+        text = f"{round(value, 3) + 0.0:.3f}"
+        return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+    def gain_text(self, value: float) -> str:
+        """Return a difference as tables show it: a value with its sign."""
+        return ("+" if value > 0 else "") + self.text(value)
 
     @property
     def pairwise(self) -> bool:

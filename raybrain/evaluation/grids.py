@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raybrain.config import InputError
 from raybrain.evaluation.across import EVERYONE, Across, Cell, Gain
 from raybrain.evaluation.declarations import Metric
-from raybrain.evaluation.table import gain_text, latex_text, number_text
+from raybrain.evaluation.table import latex_text
 
 DATASET, SUBJECT, METRIC = "dataset", "subject", "metric"
 SIGNIFICANT = 0.05
@@ -143,9 +143,7 @@ def beside_grid(across: Across) -> Grid:
         rows.append(
             (
                 (dataset, "chance"),
-                tuple(
-                    DASH if m.chance is None else number_text(m.chance, metric=m) for m in metrics
-                ),
+                tuple(DASH if m.chance is None else m.text(m.chance) for m in metrics),
             )
         )
         for row in dict.fromkeys(one.row for one in across.beside if one.dataset == dataset):
@@ -155,9 +153,7 @@ def beside_grid(across: Across) -> Grid:
             cells = []
             for metric in metrics:
                 one = found[metric.name]
-                value, least, most = (
-                    number_text(v, metric=metric) for v in (one.value, one.least, one.most)
-                )
+                value, least, most = (metric.text(v) for v in (one.value, one.least, one.most))
                 cells.append(value if least == most else f"{value} ({least} to {most})")
             rows.append(((dataset, row), tuple(cells)))
     return Grid(
@@ -250,17 +246,17 @@ def _grid(
 
 def _score_text(cell: Cell, metrics: Mapping[str, Metric]) -> str:
     metric = metrics[cell.metric]
-    value = number_text(cell.value, metric=metric)
+    value = metric.text(cell.value)
     if not math.isfinite(cell.low):
         return value
-    return f"{value} ± {number_text((cell.high - cell.low) / 2, metric=metric)}"
+    return f"{value} ± {metric.text((cell.high - cell.low) / 2)}"
 
 
 def _gain_text(gain: Gain, metrics: Mapping[str, Metric]) -> str:
     metric = metrics[gain.metric]
-    value = gain_text(gain.value, metric=metric)
+    value = metric.gain_text(gain.value)
     if not math.isfinite(gain.low):
         return value
-    low, high = (number_text(v, metric=metric) for v in (gain.low, gain.high))
+    low, high = (metric.text(v) for v in (gain.low, gain.high))
     star = "*" if gain.adjusted < SIGNIFICANT else ""
     return f"{value}{star} [{low}, {high}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from itertools import groupby
@@ -235,7 +235,7 @@ class Table:
             return []
         found = self.differences(better=row, than=[NEAREST_TRAINING])
         return [
-            _cell(one, metric=metric, text=gain_text)
+            _cell(one, metric=metric)
             for one, metric in zip(found, self.protocol.metrics, strict=True)
         ]
 
@@ -289,9 +289,7 @@ class Table:
                 if not math.isfinite(score.value):
                     cells.append("--")
                     continue
-                value, low, high = (
-                    number_text(v, metric=metric) for v in (score.value, score.low, score.high)
-                )
+                value, low, high = (metric.text(v) for v in (score.value, score.low, score.high))
                 cells.append(f"{value} {{\\scriptsize [{low}, {high}]}}")
             lines.append(" & ".join([latex_text(row), *cells]) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -348,40 +346,22 @@ def _spanning(metrics: tuple[Metric, ...], *, widths: Sequence[int]) -> str:
     return text
 
 
-def number_text(value: float, *, metric: Metric) -> str:
-    """Return a value as tables show it: percentages with one digit, others with three."""
-    if not math.isfinite(value):
-        return "–"  # noqa: RUF001
-    if metric.percent:
-        return f"{round(100 * value, 1) + 0.0:.1f}"  # adding zero makes -0.0 a plain zero
-    text = f"{round(value, 3) + 0.0:.3f}"
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
-
-
-def gain_text(value: float, *, metric: Metric) -> str:
-    """Return a difference as tables show it: a value with its sign."""
-    return ("+" if value > 0 else "") + number_text(value, metric=metric)
-
-
 def _chance(metric: Metric) -> str:
-    return "–" if metric.chance is None else number_text(metric.chance, metric=metric)  # noqa: RUF001
+    return "–" if metric.chance is None else metric.text(metric.chance)  # noqa: RUF001
 
 
-def _cell(
-    score: Score | Difference, *, metric: Metric, text: Callable[..., str] = number_text
-) -> str:
+def _cell(score: Score | Difference, *, metric: Metric) -> str:
     if not math.isfinite(score.value):
         return "–"  # noqa: RUF001
     half = (score.high - score.low) / 2.0
-    return f"{text(score.value, metric=metric)}±{number_text(half, metric=metric)}"
+    text = metric.gain_text if isinstance(score, Difference) else metric.text
+    return f"{text(score.value)}±{metric.text(half)}"
 
 
 def _html(score: Score, *, metric: Metric) -> str:
     if not math.isfinite(score.value):
         return "<td>–</td>"  # noqa: RUF001
-    value, low, high = (
-        number_text(number, metric=metric) for number in (score.value, score.low, score.high)
-    )
+    value, low, high = (metric.text(number) for number in (score.value, score.low, score.high))
     return f"<td>{value}<br><small>{low} to {high}</small></td>"
 
 

@@ -27,7 +27,7 @@ def headline(table: Table, *, system: str) -> dict[str, Any] | None:
     metric = table.protocol.metric(table.protocol.ranking[0])
     figures = []
     if metric.chance is not None:
-        figures.append({"kind": "floor", "label": "chance", "value": _value(metric.chance, metric)})
+        figures.append({"kind": "floor", "label": "chance", "value": metric.text(metric.chance)})
     for row in ("shuffled brain", "nearest training", system, "ceiling"):
         if row in table.rows:
             score = table.score(row=row, metric=metric.name)
@@ -35,7 +35,7 @@ def headline(table: Table, *, system: str) -> dict[str, Any] | None:
                 {
                     "kind": kind_of(row, system=system),
                     "label": row,
-                    "value": _value(score.value, metric),
+                    "value": metric.text(score.value),
                     "note": _range(score.low, score.high, metric),
                 }
             )
@@ -80,7 +80,7 @@ def panels(
                     "rank": image["rank"],
                     "seen": thumbnails.uri(image["tiles"][0]) if image["tiles"][0] >= 0 else "",
                     "drawn": thumbnails.uri(image["tiles"][drawn]),
-                    "score": _value(table.per_image(row=system, metric=metric.name)[k], metric),
+                    "score": metric.text(table.per_image(row=system, metric=metric.name)[k]),
                 }
             )
         ranks = f"ranks {start + 1}{DASH}{start + PANEL} of {count}"
@@ -116,7 +116,7 @@ def metric_head(metric: Metric, *, table: Table, system: str) -> dict[str, Any]:
         "group": metric.group,
         "description": metric.description,
         "higher": metric.higher_is_better,
-        "chance": DASH if metric.chance is None else _value(metric.chance, metric),
+        "chance": DASH if metric.chance is None else metric.text(metric.chance),
         "sortable": math.isfinite(table.score(row=system, metric=metric.name).value),
     }
 
@@ -139,7 +139,7 @@ def score_lines(table: Table, *, system: str) -> list[dict[str, Any]]:
 
             cells.append(
                 {
-                    "value": _value(score.value, metric),
+                    "value": metric.text(score.value),
                     "range": _range(score.low, score.high, metric),
                     "low": at(score.low),
                     "high": at(score.high),
@@ -175,10 +175,9 @@ def difference_lines(table: Table, *, system: str) -> list[dict[str, Any]]:
             if not math.isfinite(gain.value):
                 cells.append({"text": DASH, "range": "", "kind": ""})
                 continue
-            sign = "+" if gain.value > 0 else ""
             cells.append(
                 {
-                    "text": sign + _value(gain.value, metric),
+                    "text": metric.gain_text(gain.value),
                     "range": _range(gain.low, gain.high, metric),
                     "kind": "clear" if gain.low > 0 or gain.high < 0 else "",
                 }
@@ -209,7 +208,7 @@ def stratum_lines(name: str, *, strata: Sequence[Stratum], table: Table) -> dict
             {
                 "label": s.label,
                 "n": s.n,
-                "value": _value(s.value, metric),
+                "value": metric.text(s.value),
                 "range": _range(s.low, s.high, metric),
                 "low": at(s.low),
                 "high": at(s.high),
@@ -269,15 +268,8 @@ def kind_of(row: str, *, system: str) -> str:
     return "system" if row == system else "ceiling" if row == "ceiling" else "floor"
 
 
-def _value(value: float, metric: Metric) -> str:
-    if metric.percent:
-        return f"{round(100 * value, 1) + 0.0:.1f}"
-    text = f"{round(value, 3) + 0.0:.3f}"  # adding zero makes -0.000 a plain zero
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
-
-
 def _range(low: float, high: float, metric: Metric) -> str:
-    return f"{_value(low, metric)} to {_value(high, metric)}"
+    return f"{metric.text(low)} to {metric.text(high)}"
 
 
 def p_text(p: float) -> str:
@@ -303,7 +295,7 @@ def published_lines(published: Sequence[Published], *, table: Table) -> list[dic
             "name": one.system,
             "source": one.source,
             "cells": [
-                _value(one.scores[m.name], m) if m.name in one.scores else DASH
+                m.text(one.scores[m.name]) if m.name in one.scores else DASH
                 for m in table.protocol.metrics
             ],
         }

@@ -12,7 +12,6 @@ from raybrain.evaluation import (
     comparison_text,
     load_table,
 )
-from raybrain.evaluation.table import number_text
 from tests.evaluation.made import made_table
 
 
@@ -120,4 +119,4 @@ def test_missing_scores_say_what_to_run(tmp_path):
     [(-0.0001, ".000"), (-0.25, "-.250"), (0.5, ".500"), (1.0, "1.000"), (10.25, "10.250")],
 )
 def test_fractions_are_written_as_the_field_writes_them(value, text):
-    assert number_text(value, metric=PROTOCOLS["lite0-v1"].metric("pixcorr")) == text
+    assert PROTOCOLS["lite0-v1"].metric("pixcorr").text(value) == text
