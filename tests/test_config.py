@@ -95,3 +95,13 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(address, tmp_path,
     assert "hunter2" not in str(caught.value)
     without = "tracking.uri=postgresql://lab@10.0.0.1/runs"
     assert config.load(file, (without,), schema=Experiment).tracking.uri
+
+
+def test_rois_that_a_decoder_tells_voxels_apart_by_are_named_beside_those_decoded_from():
+    def named(**decoder):
+        return config.Decode.model_validate({"rois": ["early"], "decoder": decoder}).named_rois
+
+    assert named(kind="gcn") == ("early", "V1", "V2", "V3", "hV4")
+    assert named(kind="gcn", nodes=[["V1"], ["early"]]) == ("early", "V1")
+    assert named(kind="kernel_ridge", weights={"V1": 0.5}) == ("early", "V1")
+    assert named(kind="roi_graph") == named(kind="ridge") == ("early",)

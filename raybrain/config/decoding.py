@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, SerializeAsAny, WrapValidator, model_validator
@@ -129,7 +129,8 @@ class Gcn(Network):
 
     kind: Literal["gcn"] = "gcn"
     nodes: tuple[tuple[str, ...], ...] = (("V1",), ("V2",), ("V3", "hV4"))
-    """ROIs of each node of the graph."""
+    """ROIs of each node of the graph. They need not be among ``rois``: a node has those of their
+    voxels that are decoded from."""
     threshold: Fraction = 0.5
     """Nodes are joined where their mean signals correlate more than this, in absolute value."""
 
@@ -331,9 +332,13 @@ class Decode(Section):
 
     @property
     def named_rois(self) -> tuple[str, ...]:
-        """The ROIs decoded from, and those that weigh voxels of them."""
-        weighed = self.decoder.weights if isinstance(self.decoder, KernelRidge) else {}
-        return tuple(dict.fromkeys((*self.rois, *weighed)))
+        """The ROIs decoded from, and those that the decoder tells their voxels apart by."""
+        others: Iterable[str] = ()
+        if isinstance(self.decoder, KernelRidge):
+            others = self.decoder.weights
+        elif isinstance(self.decoder, Gcn):
+            others = (name for node in self.decoder.nodes for name in node)
+        return tuple(dict.fromkeys((*self.rois, *others)))
 
 
 class Decodes(Section):

@@ -141,7 +141,7 @@ def _task(data: Data) -> Task:
         min_noise_ceiling=decode.min_noise_ceiling,
         ceiling=opened.voxels["noise_ceiling"].to_numpy()[mask],
         repeats=decode.repeats,
-        rois={name: opened.rois[name][mask] for name in decode.rois},
+        rois={name: opened.rois[name][mask] for name in decode.named_rois},
         xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
     )
     validation = examples.like(betas[~train], session=session[~train], image_id=rows[~train])

@@ -92,7 +92,7 @@ def prepare_on_disk(
             session=session[train],
             image_id=image_id[train],
             repeats=decode.repeats,
-            rois={name: opened.rois[name][block] for name in decode.rois},
+            rois={name: opened.rois[name][block] for name in decode.named_rois},
             xyz=opened.voxels[["x", "y", "z"]].to_numpy()[block],
         )
         validations.append(
@@ -111,7 +111,9 @@ def prepare_on_disk(
         voxels=kept[mask],
         scaler=scaler,
         repeats=decode.repeats,
-        rois={name: np.concatenate([part.rois[name] for part in parts]) for name in decode.rois},
+        rois={
+            name: np.concatenate([part.rois[name] for part in parts]) for name in decode.named_rois
+        },
         xyz=np.concatenate([part.xyz for part in parts if part.xyz is not None]),
     )
     validation = replace(
