@@ -47,7 +47,7 @@ def test_the_demo_has_no_faults(load):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("reconstruct.steps=1", "leaves no step to draw; type reconstruct.steps=3"),
+        ("reconstruct.steps=1", "leaves no step to draw; type reconstruct.steps=4"),
         ("reconstruct.steps=1001", "type reconstruct.steps=1000 or less"),
         ("evaluate.protocol=takagi-v1", "takagi-v1 needs weights that are not in"),
         ("features.tokens=9999", "'features.tokens' is 9999"),
@@ -264,7 +264,10 @@ def test_ridge_on_more_than_this_machine_holds_is_told(load, monkeypatch):
     counted(monkeypatch, experiment, trials=1_000_000_000)
     assert any("ridge holds its data" in fault for fault in told(experiment))
     alone = ("decode.prompt_embeds=null", "decode.image_embeds=null", "reconstruct.mode=z")
-    undrawn = ("evaluate.rerank=[]", "reconstruct.references=[]", "reconstruct.gradient=null")
+    undrawn = (
+        *("evaluate.rerank=[]", "reconstruct.references=[]", "reconstruct.gradient=null"),
+        "decode.image_features=null",
+    )
     streamed = load(*alone, *undrawn, NETWORK)
     counted(monkeypatch, streamed, trials=1_000_000_000)
     assert not any("ridge holds" in fault for fault in told(streamed))
