@@ -269,7 +269,10 @@ def test_drawing_is_searched_on_validation_images(done, embedding_file, capsys):
         (["features.layers=[7]"], "features.layers has 7, but the image encoder"),
         (["features.grid=9"], "features.grid is 9, but layer 0"),
         (
-            ["decode.image_embeds=null", "reconstruct.mode=z", "reconstruct.references=[]"],
+            [
+                *("decode.image_embeds=null", "reconstruct.mode=z", "reconstruct.references=[]"),
+                "reconstruct.gradient=null",
+            ],
             "evaluate.rerank has 'embedding'",
         ),
     ],
