@@ -37,8 +37,8 @@ AXES = {
     ("latents", 3): ("channel", "y", "x"),
     ("prompt_embeds", 2): ("token", "prompt_feature"),
     ("image_embeds", 1): ("image_feature",),
-    ("image_features", 1): ("layer_feature",),
     ("image_embeds", 2): ("image_token", "image_feature"),
+    ("image_features", 1): ("layer_feature",),
 }
 """Target and number of axes of one image's -> what xarray calls them."""
 TRIAL_COLUMNS = ("image_id", "session", "run", "repeat", "split")

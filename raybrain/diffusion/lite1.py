@@ -6,7 +6,7 @@ that shared a network with either would make scores look better than the picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,14 @@ def load_lite1() -> Any:
 def as_lite1(pixels: Tensor) -> Tensor:
     """Return pixels in -1..1 in the range the network was trained with, (0..255 - 127) / 128."""
     return (pixels * 127.5 + 0.5) / 128
+
+
+def block_outputs(network: Any, pixels: Tensor) -> Iterator[Tensor]:
+    """Yield the output (n, channel, y, x) of block after block, of pixels in -1..1."""
+    x = network._swish(network._bn0(network._conv_stem(as_lite1(pixels))))
+    for block in network._blocks:
+        x = block(x)
+        yield x
 
 
 AT_ONCE = 16
@@ -108,10 +116,8 @@ class Lite1WithProjection(nn.Module):
         resized = functional.interpolate(
             pixels, size=(self.size, self.size), mode="bilinear", align_corners=False
         )
-        x = network._swish(network._bn0(network._conv_stem(as_lite1(resized))))
-        coarse, outputs = x, {}
-        for index, block in enumerate(network._blocks):
-            x = block(x)
+        outputs = {}
+        for index, x in enumerate(block_outputs(network, resized)):
             if index == COARSE_BLOCK:
                 coarse = functional.adaptive_avg_pool2d(x, 2).flatten(1)
             if index in blocks:

@@ -1,10 +1,12 @@
 """Frozen EfficientNet-Lite1: the eye of pretraining."""
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raybrain.diffusion.lite1 import as_lite1, load_lite1
+from raybrain.diffusion.lite1 import as_lite1, block_outputs, load_lite1
 
 STAGES = (1, 3, 6, 15)
 """Blocks after which Lite1 is read: the last at strides 2, 4, 8 and 16."""
@@ -23,14 +25,8 @@ class Eye(nn.Module):
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Return feature maps at strides 2, 4, 8 and 16 of pixels (n, 3, h, w) in -1..1."""
-        network = self.network
-        x = network._swish(network._bn0(network._conv_stem(as_lite1(pixels))))
-        maps = []
-        for index, block in enumerate(network._blocks[: STAGES[-1] + 1]):
-            x = block(x)
-            if index in STAGES:
-                maps.append(x)
-        return maps
+        seen = islice(block_outputs(self.network, pixels), STAGES[-1] + 1)
+        return [maps for index, maps in enumerate(seen) if index in STAGES]
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the mean squared distance of unit-length features, averaged over four stages.

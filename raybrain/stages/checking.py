@@ -148,10 +148,8 @@ def _generator(experiment: Experiment) -> None:
 
     diffusion.check_sound(experiment.generator)
     diffusion.generator_digest(experiment.generator)
-    shapes = diffusion.target_shapes(experiment.generator, features=experiment.features)
-    for name in experiment.decode.others:
-        encoding.other_target(name)
-    if experiment.decode.image_embeds is not None and shapes.image_embeds is None:
+    shapes = encoding.shapes_of(experiment, tokens=experiment.features.tokens)
+    if experiment.decode.image_embeds is not None and "image_embeds" not in shapes:
         raise InputError(
             f"decode.image_embeds needs an image encoder, and the generator "
             f"'{experiment.generator.checkpoint}' has none; type generator.image_adapter=FILE, an "

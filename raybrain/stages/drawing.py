@@ -23,6 +23,8 @@ CEILING = "ceiling"
 CATEGORY = "category"
 Z_ONLY = "z"
 E_ONLY = "e"
+LAYERS = "image_features"
+"""The target that gradient guidance looks at beside the embedding."""
 SPREAD_ROWS = 256
 """Images whose features are held at once."""
 OWN_MODE = frozenset({Z_ONLY, E_ONLY})
@@ -221,6 +223,7 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str], features: Fe
     found = {
         target: _values(sources, row=row, target=target, image_ids=image_ids)
         for target in sources.targets
+        if target != LAYERS or row not in OWN_MODE
     }
     if "prompt_embeds" in found:
         found["prompt_embeds"] = whole_prompts(
@@ -229,9 +232,9 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str], features: Fe
             training_ids=training_images(sources.stimuli),
         )
     layers = None
-    if "image_features" in found and row not in OWN_MODE:
-        spread = layer_spread(sources.features, sources.stimuli)
-        layers = diffusion.LayerTargets(found["image_features"], spread=spread, features=features)
+    if LAYERS in found:
+        spread = _spread_of_training(sources.features, sources.stimuli)
+        layers = diffusion.LayerTargets(found[LAYERS], spread=spread, features=features)
     return Targets(
         latents=found.get("latents"),
         prompt_embeds=found.get("prompt_embeds"),
@@ -240,14 +243,19 @@ def targets_of(sources: Sources, *, row: str, image_ids: list[str], features: Fe
     )
 
 
-@functools.lru_cache(maxsize=4)
-def layer_spread(features: str, stimuli: str) -> diffusion.Spread:
-    """Return how features of inner layers spread over training images; read once by a worker."""
-    ids = training_images(stimuli)
-    parts = (ids[start : start + SPREAD_ROWS] for start in range(0, len(ids), SPREAD_ROWS))
+def layer_spread(features: str, *, image_ids: list[str]) -> diffusion.Spread:
+    """Return how features of inner layers spread over images, few of which are held at once."""
+    starts = range(0, len(image_ids), SPREAD_ROWS)
     return diffusion.Spread.of(
-        store.read_rows(features, "image_features", image_ids=part) for part in parts
+        store.read_rows(features, LAYERS, image_ids=image_ids[start : start + SPREAD_ROWS])
+        for start in starts
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _spread_of_training(features: str, stimuli: str) -> diffusion.Spread:
+    # A worker draws unit after unit from the same stores, which are sealed.
+    return layer_spread(features, image_ids=training_images(stimuli))
 
 
 def whole_prompts(embeds: np.ndarray, *, features: str, training_ids: list[str]) -> np.ndarray:

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybrain import outputs, places, tracking
 from raybrain.config import ClosedForm, Ridge
-from raybrain.decoders import (
-    TrainedDecoder,
-    warn_of_penalties,
-)
+from raybrain.decoders import TrainedDecoder, warn_of_penalties
 from raybrain.stages import Made, describing
 from raybrain.stages.fitting_data import DECODER, OTHERS, PRIOR, REFERENCE, Data
 from raybrain.stages.fitting_networks import fit_network, fit_prior, fit_subjects

@@ -23,7 +23,7 @@ from raybrain.config import (
     letters,
 )
 from raybrain.decoders import load_decoder
-from raybrain.stages.drawing import whole_prompts
+from raybrain.stages.drawing import LAYERS, layer_spread, whole_prompts
 from raybrain.stages.fitting_data import DECODER, PRIOR, Data, image_rows
 from raybrain.stages.fitting_ridge import fit_ridge_of
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from raybrain.config import Decode, Experiment, Generator
     from raybrain.store import SubjectStore
 
-LAYERS = "image_features"
 DRAWN = "drawn/"
 """Names of objectives that are scores of drawn validation images begin with this."""
 RESAMPLES = 100
@@ -150,16 +149,10 @@ def drawn_data(decoded: Sequence[Decoded], *, images: int) -> Drawn:
         values=values,
         estimates=estimates,
         priors=priors,
-        spread=_spread(decoded, training_ids=training_ids),
+        spread=layer_spread(decoded[0].data.features, image_ids=training_ids)
+        if LAYERS in values
+        else None,
     )
-
-
-def _spread(decoded: Sequence[Decoded], *, training_ids: list[str]) -> diffusion.Spread | None:
-    for one in decoded:
-        if one.data.target == LAYERS:
-            rows = store.read_rows(one.data.features, LAYERS, image_ids=training_ids)
-            return diffusion.Spread.of([rows])
-    return None
 
 
 def _predicted(

@@ -90,9 +90,9 @@ def log_sweep(
 
 def _logged(tracker: Tracker, parent: Run, identity: Mapping[str, str]) -> bool:
     """Return whether a child was recorded; not while MLflow is silent, which keeps one of each."""
-    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
     from mlflow.exceptions import MlflowException
 
+    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
     with contextlib.suppress(MlflowException):
         same = tracker.client.search_runs([parent.mlflow_experiment], where)
         return any(run.info.status == "FINISHED" for run in same)
