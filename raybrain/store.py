@@ -308,6 +308,14 @@ def create_rows(
     group.attrs.update(dict(attributes))
 
 
+def attributes_of(path: str) -> dict[str, Any]:
+    """Return the attributes of a store made by `create_rows`, finished or not; none without one."""
+    try:
+        return dict(zarr.open_group(path, mode="r").attrs)
+    except FileNotFoundError:
+        return {}
+
+
 def axes_of(name: str, *, rank: int) -> tuple[str, ...]:
     """Return what the axes of one row of an array are called; another size has another name."""
     of = name.rpartition("/")[2]

@@ -4,6 +4,7 @@ Importing this package imports neither Ray nor Optuna nor torch.
 """
 
 from raybrain.cluster.address import starts_its_own
+from raybrain.cluster.allocator import keep_freed_memory
 from raybrain.cluster.capacity import Need
 from raybrain.cluster.graph import State, Step, run_steps
 from raybrain.cluster.plots import plot_study
@@ -39,6 +40,7 @@ __all__ = [
     "draw_units",
     "groups_at_once",
     "in_threads",
+    "keep_freed_memory",
     "latest_checkpoint",
     "map_tasks",
     "on_worker",

@@ -5,6 +5,7 @@ here. Importing this package loads neither torch nor diffusers.
 """
 
 from raybrain.diffusion.checkpoint import find_checkpoint, generator_digest
+from raybrain.diffusion.compiling import pays
 from raybrain.diffusion.drawing import (
     Drawing,
     DrawingUnit,
@@ -54,6 +55,7 @@ __all__ = [
     "generator_digest",
     "load_generator",
     "noise_seed",
+    "pays",
     "see_images",
     "target_shapes",
     "wanted_files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from raybrain.config import Generator, InputError, Reconstruct, letters
 from raybrain.diffusion.checkpoint import find_checkpoint
+from raybrain.diffusion.compiling import switched_off
 from raybrain.diffusion.generator import load_generator, quiet
 from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
@@ -274,7 +276,8 @@ def _finite(array: NDArray[np.floating] | None, *, name: str, wanted: str) -> to
 def _through_pixels(generator: StableDiffusion, *, latents: torch.Tensor) -> torch.Tensor:
     vae = generator.pipeline.vae
     scaled = latents.to(generator.device) / generator.scaling_factor
-    pixels = vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
+    with switched_off(generator.compiled):  # latents of another size
+        pixels = vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
     return encode_pixels(generator, pixels=resize(pixels, side=generator.resolution))
 
 
@@ -326,6 +329,11 @@ class Drawing:
 class DrawingWorker:
     """Loads the generator once and draws unit after unit.
 
+    Threads may share a worker: what one needs before and after drawing goes on while another draws.
+
+    Where the networks are compiled, the first unit is drawn once without: what does not fit into
+    memory is found before anything is compiled for a batch of that size.
+
     Parameters
     ----------
     generator : Generator
@@ -336,37 +344,90 @@ class DrawingWorker:
         The experiment's seed.
     threads : int
         CPU threads of torch; fixed, because sums over another number of threads round otherwise.
+    rows : int, optional
+        Images times samples of a whole unit. Compiled networks take batches of that many, the last
+        one filled up; those of the first unit if not given.
     """
 
     def __init__(
-        self, *, generator: Generator, reconstruct: Reconstruct, seed: int, threads: int = 1
+        self,
+        *,
+        generator: Generator,
+        reconstruct: Reconstruct,
+        seed: int,
+        threads: int = 1,
+        rows: int | None = None,
     ) -> None:
         import torch
 
+        self.threads = threads
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = True
         self.generator = load_generator(generator)
         self.reconstruct = reconstruct
         self.seed = seed
+        self._rows = rows
         self._largest: int | None = None
+        self._tried = False
+        self._alone = threading.Lock()
 
     def __call__(self, unit: DrawingUnit) -> Drawing:
         """Return every sample of every image of ``unit``; image by image, sample by sample."""
         import torch
 
-        started = time.perf_counter()
         images, samples = len(unit.image_ids), len(unit.samples)
         owner = np.repeat(np.arange(images), samples)
         sample = np.tile(np.asarray(unit.samples), images)
-        total = images * samples
-        batch = min(total, self._largest or total)
+        rows = _RowsOfUnit(unit, owner=owner, sample=sample)
+        with self._alone:
+            started = time.perf_counter()
+            if torch.get_num_threads() != self.threads:  # OpenMP counts them for each caller
+                torch.set_num_threads(self.threads)
+            if self._compiles(unit):
+                if not self._tried:
+                    self._rows = self._rows or len(owner)
+                    with switched_off(self.generator.compiled):
+                        self._draw_all(rows, whole=self._rows)
+                    self._tried = True
+                pixels, batch = self._draw_all(rows, whole=self._rows)
+            else:
+                with switched_off(self.generator.compiled):
+                    pixels, batch = self._draw_all(rows, whole=None)
+            seconds = time.perf_counter() - started
+        return Drawing(
+            image_ids=unit.image_ids,
+            samples=unit.samples,
+            images=pixels.reshape(images, samples, *pixels.shape[1:]),
+            seconds=seconds,
+            batch=batch,
+        )
+
+    def _compiles(self, unit: DrawingUnit) -> bool:
+        """Return whether a unit is drawn with compiled networks.
+
+        Another mode may come with batches of another shape, for which all would be compiled again.
+        """
+        settings = unit.settings or self.reconstruct
+        return bool(self.generator.compiled) and settings.mode == self.reconstruct.mode
+
+    def _draw_all(self, rows: _RowsOfUnit, *, whole: int | None) -> tuple[NDArray[np.uint8], int]:
+        """Return the images of all rows and how many were drawn together.
+
+        With ``whole`` every batch has that many rows, or as many as fit into memory: the last row
+        is drawn again until they are complete.
+        """
+        import torch
+
+        total = len(rows.owner)
+        batch = min(whole or total, self._largest or whole or total)
         drawn: list[NDArray[np.uint8]] = []
         done = 0
         while done < total:
-            rows = slice(done, done + batch)
+            size = batch if whole else min(batch, total - done)
+            chosen = np.minimum(np.arange(done, done + size), total - 1)
             try:
-                drawn.append(self._draw(unit, owner=owner[rows], sample=sample[rows]))
-                done += batch
+                drawn.append(self._draw(rows, chosen)[: total - done])
+                done += size
             except torch.cuda.OutOfMemoryError as error:
                 if batch == 1:
                     raise InputError(
@@ -376,18 +437,11 @@ class DrawingWorker:
                     ) from error
                 batch = self._largest = -(-batch // 2)
                 torch.cuda.empty_cache()
-        pixels = np.concatenate(drawn)
-        return Drawing(
-            image_ids=unit.image_ids,
-            samples=unit.samples,
-            images=pixels.reshape(images, samples, *pixels.shape[1:]),
-            seconds=time.perf_counter() - started,
-            batch=batch,
-        )
+        return np.concatenate(drawn), batch
 
-    def _draw(
-        self, unit: DrawingUnit, *, owner: NDArray[np.integer], sample: NDArray[np.integer]
-    ) -> NDArray[np.uint8]:
+    def _draw(self, rows: _RowsOfUnit, chosen: NDArray[np.integer]) -> NDArray[np.uint8]:
+        unit, owner = rows.unit, rows.owner[chosen]
+
         def of_rows(targets: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
             return None if targets is None else targets[owner]
 
@@ -398,7 +452,16 @@ class DrawingWorker:
             image_embeds=of_rows(unit.image_embeds),
             image_features=None if unit.image_features is None else unit.image_features.rows(owner),
             image_ids=[unit.image_ids[index] for index in owner],
-            samples=sample,
+            samples=rows.sample[chosen],
             seed=self.seed,
             settings=unit.settings or self.reconstruct,
         )
+
+
+@dataclass(frozen=True)
+class _RowsOfUnit:
+    unit: DrawingUnit
+    owner: NDArray[np.integer]
+    """(row,) number of the image."""
+    sample: NDArray[np.integer]
+    """(row,) number of the sample."""

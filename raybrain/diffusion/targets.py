@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybrain.config import Features, InputError
+from raybrain.diffusion.compiling import switched_off
 from raybrain.diffusion.generator import target_shapes
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def decode_latents(
     import torch
 
     vae, parts = generator.pipeline.vae, []
-    with torch.inference_mode():
+    with torch.inference_mode(), switched_off(generator.compiled):
         for start in range(0, len(latents), batch_size):
             batch = torch.tensor(latents[start : start + batch_size], dtype=torch.float32)
             scaled = batch.to(generator.device) / generator.scaling_factor

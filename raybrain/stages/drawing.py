@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybrain import cluster, diffusion, evaluation, outputs, store
-from raybrain.stages import Made
+from raybrain.stages import Made, say
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment, Features, Reconstruct
@@ -25,6 +25,8 @@ Z_ONLY = "z"
 E_ONLY = "e"
 LAYERS = "image_features"
 """The target that gradient guidance looks at beside the embedding."""
+COMPILED = "compiled"
+"""Attribute of the reconstructions: whether the networks that drew them were compiled."""
 SPREAD_ROWS = 256
 """Images whose features are held at once."""
 OWN_MODE = frozenset({Z_ONLY, E_ONLY})
@@ -112,23 +114,27 @@ def _draw(
     pixels = diffusion.drawn_pixels(
         experiment.generator, features=experiment.features, reconstruct=settings
     )
-    store.create_rows(
-        output.folder,
-        {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8") for row in rows},
-        image_ids=image_ids,
-        rows_per_block=settings.images_per_unit,
-        rows_per_chunk=1,
-        attributes={**lineage, **_lineage(experiment)},
-    )
-    units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
     total = len(image_ids) * sum(samples_of(settings, row=row) for row in rows)
+    compiled = _compiled(experiment, output.folder, images=total)
+    for row in rows:
+        store.create_rows(
+            output.folder,
+            {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8")},
+            image_ids=image_ids,
+            rows_per_block=_images_of_unit(experiment, row=row),
+            rows_per_chunk=1,
+            attributes={**lineage, **_lineage(experiment), COMPILED: compiled},
+        )
+    units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
+    if compiled and units:
+        say("reconstruct", "compiles the generator first: about a minute on each node")
     left = sum(_images(unit, settings=settings) for unit in units)
     started, done = time.monotonic(), 0
     drawn = cluster.draw_units(
         Painter,
         units,
         worker_arguments={
-            "experiment": experiment,
+            "experiment": with_compiled(experiment, compiled),
             "sources": Sources.of(experiment),
             "folder": output.folder,
         },
@@ -162,6 +168,7 @@ class Painter:
     """
 
     def __init__(self, *, experiment: Experiment, sources: Sources, folder: str) -> None:
+        cluster.keep_freed_memory()
         self.experiment = experiment
         self.sources = sources
         self.folder = folder
@@ -171,6 +178,7 @@ class Painter:
             reconstruct=experiment.reconstruct,
             seed=experiment.seed,
             threads=max(1, int(experiment.resources.generate.cpus)),
+            rows=experiment.reconstruct.images_per_unit * experiment.reconstruct.samples,
         )
 
     def __call__(self, unit: Unit) -> int:
@@ -200,6 +208,39 @@ class Painter:
 def samples_of(settings: Reconstruct, *, row: str) -> int:
     """Return how often each image of a row is drawn: once shows what a reference gives."""
     return settings.samples if row == SYSTEM else 1
+
+
+def _images_of_unit(experiment: Experiment, *, row: str) -> int:
+    """Return how many images of a row share a batch.
+
+    On a GPU batches of all rows are about equally large: small ones leave it idle, and a network
+    that was compiled takes one size.
+    """
+    settings = experiment.reconstruct
+    if not experiment.resources.generate.gpus:
+        return settings.images_per_unit
+    return settings.images_per_unit * (settings.samples // samples_of(settings, row=row))
+
+
+def _compiled(experiment: Experiment, folder: str, *, images: int) -> bool:
+    """Return whether workers compile the generator; what was begun goes on as it was begun."""
+    begun = store.attributes_of(folder).get(COMPILED)
+    if begun is not None:
+        return bool(begun)
+    workers = experiment.resources.generate
+    return diffusion.pays(
+        experiment.generator,
+        reconstruct=experiment.reconstruct,
+        images=images,
+        workers=workers.max,
+        on_gpu=workers.gpus > 0,
+    )
+
+
+def with_compiled(experiment: Experiment, compiled: bool) -> Experiment:
+    """Return the experiment with ``generator.compile`` decided."""
+    generator = experiment.generator.model_copy(update={"compile": compiled})
+    return experiment.model_copy(update={"generator": generator})
 
 
 def drawn_rows(experiment: Experiment) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,10 @@ def test_memory_exhausted_halves_the_batch(unit, worker, monkeypatch):
     monkeypatch.setattr(worker.generator.pipeline.unet, "forward", exhausted)
     with pytest.raises(InputError, match="not even one image"):
         worker(unit)
+
+
+def test_threads_that_share_a_worker_draw_what_one_does(unit, worker):
+    alone = worker(unit)
+    with ThreadPoolExecutor(3) as threads:
+        for drawing in threads.map(worker, [unit] * 3):
+            np.testing.assert_array_equal(drawing.images, alone.images)
