@@ -13,37 +13,39 @@ from raybrain.diffusion import draw
 TOKENS, WIDTH, LATENT, PIXELS = 12, 16, 8, 32
 
 
+TINY: dict[str, dict[str, Any]] = {
+    "text": {
+        "vocab_size": 200,
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TOKENS,
+    },
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 16, 16),
+        "norm_num_groups": 4,
+        "sample_size": PIXELS,
+        "scaling_factor": 0.9,
+    },
+    "unet": {
+        "sample_size": LATENT,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 8,
+    },
+}
+
+
 def write_tiny_generator(folder: Path) -> None:
     """Write a generator of 32-pixel images and 12 tokens of width 16."""
-    write_generator(
-        folder,
-        text={
-            "vocab_size": 200,
-            "hidden_size": WIDTH,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": TOKENS,
-        },
-        vae={
-            "down_block_types": ("DownEncoderBlock2D",) * 3,
-            "up_block_types": ("UpDecoderBlock2D",) * 3,
-            "block_out_channels": (8, 16, 16),
-            "norm_num_groups": 4,
-            "sample_size": PIXELS,
-            "scaling_factor": 0.9,
-        },
-        unet={
-            "sample_size": LATENT,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "block_out_channels": (16, 32),
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "cross_attention_dim": WIDTH,
-            "attention_head_dim": 8,
-        },
-    )
+    write_generator(folder, **TINY)
 
 
 def write_generator(

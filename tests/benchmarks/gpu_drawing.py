@@ -1,0 +1,223 @@
+"""Drawing at the size of Stable Diffusion v1.4: ours, plain diffusers, and the networks alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from raybrain.config import Features, Generator, Reconstruct
+from raybrain.diffusion import DrawingUnit, DrawingWorker, target_shapes
+from raybrain.diffusion.compiling import switched_off
+from tests.benchmarks.gpu_machine import Size, fastest, most_memory, seconds
+from tests.diffusion.generators import TINY, write_generator
+
+HOW = Reconstruct(steps=20, strength=0.8, guidance=5.0)
+IMAGES, SAMPLES = 4, 5
+V1_4: dict[str, dict[str, Any]] = {
+    "text": {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+    },
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+    },
+    "unet": {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+}
+"""As the configs of Stable Diffusion v1.4 say."""
+ATTENTION = {
+    "chosen by torch": None,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def write_checkpoint(folder: Path, *, size: Size) -> Path:
+    """Write a generator with random weights of the size that is measured, and return its folder."""
+    if not (folder / "model_index.json").is_file():
+        with torch.device(size.device):
+            write_generator(folder, **size.of(V1_4, TINY))
+    return folder
+
+
+def measure(size: Size, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield one figure after another."""
+    checkpoint = str(write_checkpoint(folder, size=size))
+    rows = IMAGES * SAMPLES
+    unit = unit_of(checkpoint)
+    started = time.perf_counter()
+    plain = worker_of(checkpoint, size=size, compiled=False)
+    yield "seconds to load", time.perf_counter() - started
+    unet, decoder = networks_alone(plain, rows=rows)
+    flops = {"unet": operations(unet), "decoder": operations(decoder)}
+    yield "operations a row", {"unet": flops["unet"] / (2 * rows), "decoder": flops["decoder"] / rows}
+    for name, spent in ways(plain, rows=rows, size=size):
+        yield f"unet of {2 * rows} rows, {name}", rated(spent, flops["unet"])
+    for layout in (torch.channels_last, torch.contiguous_format):
+        plain.generator.pipeline.vae.to(memory_format=layout)
+        spent = fastest(decoder, device=size.device)
+        yield f"decoder of {rows}, {layout}", rated(spent, flops["decoder"])
+    plain.generator.pipeline.vae.to(memory_format=torch.channels_last)
+    most_memory(size.device)
+    yield "ours", of_batch(lambda: plain(unit), size=size)
+    one = unit_of(checkpoint, images=1, samples=1)
+    spent = fastest(lambda: plain(one), device=size.device, rounds=2)
+    yield "ours, images one by one", {"images a second": 1 / spent}
+    del plain, unet, decoder
+    yield from of_diffusers(checkpoint, unit, size=size)
+    torch._dynamo.reset()
+    compiled = worker_of(checkpoint, size=size, compiled=True)
+    yield "ours, compiled: seconds of the first batch", seconds(
+        lambda: compiled(unit), device=size.device
+    )
+    yield "ours, compiled", of_batch(lambda: compiled(unit), size=size)
+    unet, decoder = networks_alone(compiled, rows=rows)
+    yield f"unet of {2 * rows} rows, compiled", rated(
+        fastest(unet, device=size.device), flops["unet"]
+    )
+    yield f"decoder of {rows}, compiled", rated(
+        fastest(decoder, device=size.device), flops["decoder"]
+    )
+
+
+def worker_of(checkpoint: str, *, size: Size, compiled: bool) -> DrawingWorker:
+    generator = Generator(checkpoint=checkpoint, compile=compiled, device=size.device.type)
+    return DrawingWorker(
+        generator=generator, reconstruct=HOW, seed=0, threads=torch.get_num_threads()
+    )
+
+
+def unit_of(checkpoint: str, *, images: int = IMAGES, samples: int = SAMPLES) -> DrawingUnit:
+    shapes = target_shapes(Generator(checkpoint=checkpoint), features=Features())
+    rng = np.random.default_rng(0)
+    return DrawingUnit(
+        image_ids=tuple(range(images)),
+        samples=tuple(range(samples)),
+        latents=rng.standard_normal((images, *shapes.latents), np.float32),
+        prompt_embeds=rng.standard_normal((images, *shapes.prompt_embeds), np.float32),
+    )
+
+
+def networks_alone(
+    worker: DrawingWorker, *, rows: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return calls of the UNet with both halves of guidance, and of the VAE's decoder."""
+    generator = worker.generator
+    pipeline, side = generator.pipeline, generator.latent_size
+    tokens, width = generator.unconditional.shape
+    device = generator.device
+    latents = torch.randn(2 * rows, 4, side, side, device=device)
+    embeds = torch.randn(2 * rows, tokens, width, device=device)
+
+    @torch.no_grad()
+    def unet() -> object:
+        when = torch.tensor(500, device=device)
+        return pipeline.unet(latents, when, encoder_hidden_states=embeds, return_dict=False)
+
+    @torch.no_grad()
+    def decoder() -> object:
+        return pipeline.vae.decode(latents[:rows], return_dict=False)
+
+    return unet, decoder
+
+
+def operations(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def ways(worker: DrawingWorker, *, rows: int, size: Size) -> Iterator[tuple[str, float]]:
+    """Yield the seconds of the UNet in every memory format and with every kernel of attention."""
+    network = worker.generator.pipeline.unet
+    unet, _ = networks_alone(worker, rows=rows)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        network.to(memory_format=layout)
+        for name, kernel in ATTENTION.items():
+            if kernel and size.device.type == "cpu":
+                continue
+            with sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
+                try:
+                    yield f"{layout}, attention {name}", fastest(unet, device=size.device)
+                except RuntimeError as error:  # the kernel does not take these shapes
+                    print(f"no {name} attention: {str(error).splitlines()[0]}", flush=True)
+
+
+def of_batch(work: Callable[[], object], *, size: Size) -> dict[str, float | None]:
+    """Return the seconds of a batch, images a second and the memory that it takes."""
+    spent = fastest(work, device=size.device)
+    return {
+        "seconds": spent,
+        "images a second": IMAGES * SAMPLES / spent,
+        "gigabytes": most_memory(size.device),
+    }
+
+
+def rated(spent: float, operations: float) -> dict[str, float]:
+    return {"seconds": spent, "tflops": operations / spent / 1e12}
+
+
+def of_diffusers(checkpoint: str, unit: DrawingUnit, *, size: Size) -> Iterator[tuple[str, Any]]:
+    """Yield what anyone's loop over the library's pipeline gives, as it is and compiled."""
+    pipeline, draw = diffusers_loop(checkpoint, unit, size=size)
+    yield "diffusers", of_batch(draw, size=size)
+    pipeline.unet = torch.compile(pipeline.unet)
+    pipeline.vae.decode = torch.compile(pipeline.vae.decode)
+    yield "diffusers, compiled: seconds of the first batch", seconds(draw, device=size.device)
+    yield "diffusers, compiled", of_batch(draw, size=size)
+
+
+def diffusers_loop(
+    checkpoint: str, unit: DrawingUnit, *, size: Size
+) -> tuple[Any, Callable[[], object]]:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+
+    dtype = torch.float16 if size.device.type == "cuda" else torch.float32
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+        checkpoint, dtype=dtype, safety_checker=None, requires_safety_checker=False
+    ).to(size.device)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert unit.latents is not None
+    assert unit.prompt_embeds is not None
+    each = functools.partial(np.repeat, repeats=SAMPLES, axis=0)
+    latents = torch.tensor(each(unit.latents), device=size.device, dtype=dtype)
+    embeds = torch.tensor(each(unit.prompt_embeds), device=size.device, dtype=dtype)
+
+    def draw() -> object:
+        return pipeline(
+            image=latents,
+            prompt_embeds=embeds,
+            negative_prompt_embeds=torch.zeros_like(embeds),
+            strength=HOW.strength,
+            guidance_scale=HOW.guidance,
+            num_inference_steps=HOW.steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+
+    return pipeline, draw
