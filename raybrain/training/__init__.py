@@ -1,5 +1,6 @@
 """Fitting networks: one torch loop, the feeds it reads and the losses it minimises."""
 
+from raybrain.training.delivery import Way
 from raybrain.training.feeds import (
     Batch,
     Feed,
@@ -22,6 +23,7 @@ __all__ = [
     "Resident",
     "State",
     "Streamed",
+    "Way",
     "chunk_rows",
     "contrast_of",
     "feed_of",

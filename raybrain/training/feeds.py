@@ -1,7 +1,7 @@
 """Where batches come from: rows in memory, or chunks read in a shuffled order.
 
 Resident rows are the faster and should be used while they fit; float32 rows in an object store are
-shared by all workers of a node and not copied.
+shared by all workers of a node and not copied. `raybrain.training.delivery` brings them to a GPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """Rows held in memory.
+    """Rows held in memory, of the host or a GPU.
 
     Attributes
     ----------
@@ -68,12 +68,22 @@ class Resident:
         """How many rows there are."""
         return len(self.inputs)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the rows take."""
+        return sum(tensor.nbytes for tensor in (self.inputs, self.targets, self.weight))
+
+    def to(self, device: torch.device) -> Resident:
+        """Return the same rows in the memory of ``device``."""
+        return Resident(self.inputs.to(device), self.targets.to(device), self.weight.to(device))
+
     def order(self, generator: torch.Generator) -> Tensor:
-        """Return a permutation of the rows."""
-        return torch.randperm(self.rows, generator=generator)
+        """Return a permutation of the rows, beside them: the same wherever they are."""
+        return torch.randperm(self.rows, generator=generator).to(self.inputs.device)
 
     def read(self, rows: Tensor) -> Batch:
-        """Return the given rows."""
+        """Return the given rows; nothing waits where their numbers lie beside them."""
+        rows = rows.to(self.inputs.device, non_blocking=True)
         return Batch(self.inputs[rows], self.targets[rows], self.weight[rows])
 
 

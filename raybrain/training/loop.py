@@ -4,13 +4,17 @@ A global batch is a slice of one seeded permutation, split between the workers; 
 is its share of the global mean, random numbers inside the network belong to rows of the global
 batch, and every epoch seeds itself. So a run that resumes, or that gains or loses a worker, goes on
 as if nothing had happened.
+
+On a GPU the host waits for the device twice an epoch, for the losses of training and validation.
+Random numbers inside the network are drawn where it computes: from one seed a GPU and a CPU draw
+different ones, while the order of the rows is the same.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,11 +26,13 @@ from torch import Tensor, nn
 from raybrain.config import InputError, Training
 from raybrain.decoders.residual_mlp import Heads
 from raybrain.decoders.row_noise import NoisyModule, RowNoise
+from raybrain.training.delivery import Delivery, Way, delivery
 from raybrain.training.feeds import Batch, Feed
 from raybrain.training.losses import Contrast, gather, row_loss, soft_clip
 from raybrain.training.mixing import Mixture, bimixco, draw_mixture, mixed
 from raybrain.training.precision import autocast
 from raybrain.training.progress import Progress, advance, learning_rate
+from raybrain.training.replay import Replay, recorder
 from raybrain.training.workers import Sum, Workers, distributed_sum
 
 VALIDATION_ROWS = 1024
@@ -101,8 +107,12 @@ class _Setup:
     workers: Workers
     device: torch.device
     noise: RowNoise
+    train: Delivery
+    validation: Delivery
     average: dict[str, Tensor]
     """Moving average of the parameters; empty without one."""
+    averaged: list[Tensor]
+    """The parameters in its order."""
 
 
 def fit(
@@ -118,6 +128,7 @@ def fit(
     rank: int = 0,
     world_size: int = 1,
     all_reduce: Sum | None = None,
+    way: Way = "auto",
 ) -> Iterator[Epoch]:
     """Yield each epoch of training and leave ``model`` with the weights of least validation loss.
 
@@ -143,6 +154,9 @@ def fit(
         Which worker this is and how many there are.
     all_reduce : callable, optional
         Sums a tensor over workers in place and returns it; torch.distributed when not given.
+    way : str
+        How batches come to the device of the model, see `raybrain.training.delivery.Way`. It
+        changes the speed and no number.
 
     Raises
     ------
@@ -156,6 +170,7 @@ def fit(
     bare: nn.Module = getattr(model, "module", model)
     _check_batches(bare, rows=train.rows, settings=settings, workers=world_size)
     device = next(bare.parameters()).device
+    average = _copy(dict(bare.named_parameters())) if settings.ema else {}
     setup = _Setup(
         model=model,
         bare=bare,
@@ -167,8 +182,12 @@ def fit(
         workers=Workers(rank=rank, size=world_size, sum=all_reduce or distributed_sum),
         device=device,
         noise=RowNoise(torch.Generator(device=device)),
-        average=_copy(dict(bare.named_parameters())) if settings.ema else {},
+        train=delivery(train, model=bare, device=device, way=way),
+        validation=delivery(validation, model=bare, device=device, way=way),
+        average=average,
+        averaged=[bare.get_parameter(name).data for name in average],
     )
+    replay = _replay(setup)
     progress = Progress()
     best = _copy(_weights(setup))
     if state is not None:
@@ -197,9 +216,9 @@ def fit(
             module.noise = setup.noise
         while progress.epoch < settings.epochs and progress.stale < settings.patience:
             start = time.perf_counter()
-            trained = _one_epoch(setup, feed=train, progress=progress)
+            trained = _one_epoch(setup, replay=replay, progress=progress)
             seconds = time.perf_counter() - start
-            loss = _validate(setup, feed=validation)
+            loss = _validate(setup)
             _check(trained.loss, loss, epoch=progress.epoch + 1)
             improved = loss < progress.best_loss
             if improved:
@@ -251,40 +270,70 @@ class _Trained:
     lr: float
 
 
-def _one_epoch(setup: _Setup, *, feed: Feed, progress: Progress) -> _Trained:
-    settings, workers, noise = setup.settings, setup.workers, setup.noise
+def _replay(setup: _Setup) -> Replay | None:
+    """Return what replays a step; None where a step has to be computed anew."""
+    record = recorder(setup.device, generator=setup.noise.generator)
+    if record is None or not setup.settings.replay or not setup.train.on_device:
+        return None
+    # Gradients summed over workers, temperatures that follow the epoch and rows that are sorted by
+    # their subject are not the same work every time.
+    alone = setup.workers.size == 1 and setup.model is setup.bare
+    if not alone or setup.contrast.weight or getattr(setup.bare, "labels", 0):
+        return None
+
+    def step(rows: Tensor) -> Tensor:
+        setup.noise.total, setup.noise.start, setup.noise.stop = len(rows), 0, len(rows)
+        return _step(setup, setup.train.feed.read(rows), rows=len(rows))
+
+    rate = torch.zeros((), device=setup.device)
+    return Replay(step, rate=rate, optimiser=setup.optimiser, record=record)
+
+
+def _one_epoch(setup: _Setup, *, replay: Replay | None, progress: Progress) -> _Trained:
+    feed, settings = setup.train.feed, setup.settings
     setup.model.train()
     order = feed.order(_generator(setup.seed, progress.epoch, "order"))
-    noise.generator.manual_seed(_number(setup.seed, progress.epoch, "noise"))
+    setup.noise.generator.manual_seed(_number(setup.seed, progress.epoch, "noise"))
     # Batches of nearly equal size: a remainder of one row would break batch normalisation.
     batches = torch.tensor_split(order, max(1, math.ceil(feed.rows / settings.batch_size)))
+    rates = [
+        learning_rate(settings, progress, step=step, steps=len(batches))
+        for step in range(len(batches))
+    ]
+    if replay is None:
+        losses = _computed(setup, batches, rates=rates, epoch=progress.epoch)
+    else:
+        losses = (replay(rows, lr=lr) for rows, lr in zip(batches, rates, strict=True))
     total = torch.zeros((), dtype=torch.float64, device=setup.device)
-    lr = settings.lr
-    for step, rows in enumerate(batches):
+    for rows, loss in zip(batches, losses, strict=True):
+        total += loss * len(rows)
+    return _Trained(loss=float(setup.workers.total(total)) / feed.rows, lr=rates[-1])
+
+
+def _computed(
+    setup: _Setup, batches: Sequence[Tensor], *, rates: list[float], epoch: int
+) -> Iterator[Tensor]:
+    """Yield this worker's part of the loss of each step."""
+    workers, noise = setup.workers, setup.noise
+    mixes = setup.contrast.mixes(epoch, epochs=setup.settings.epochs)
+    parts = [rows if mixes else rows[workers.part(rows)] for rows in batches]
+    delivered = setup.train.batches(parts)
+    for step, (rows, batch) in enumerate(zip(batches, delivered, strict=True)):
         share = workers.part(rows)
-        mixture = None
-        if setup.contrast.mixes(progress.epoch, epochs=settings.epochs):
+        mixture, unmixed = None, batch.targets
+        if mixes:
             labels = getattr(setup.bare, "labels", 0)
-            whole = _to(feed.read(rows), setup.device)
             mixture = draw_mixture(
                 len(rows),
-                seed=_number(setup.seed, progress.epoch * len(batches) + step, "mixture"),
-                groups=whole.inputs[:, 0] if labels else None,
+                seed=_number(setup.seed, epoch * len(batches) + step, "mixture"),
+                groups=batch.inputs[:, 0] if labels else None,
             )
-            unmixed = whole.targets
-            batch = _part(mixed(whole, mixture, fixed=labels), share)
-        else:
-            batch = _to(feed.read(rows[share]), setup.device)
-            unmixed = batch.targets
+            batch = _part(mixed(batch, mixture, fixed=labels), share)
         noise.total, noise.start, noise.stop = len(rows), share.start, share.stop
-        lr = learning_rate(settings, progress, step=step, steps=len(batches))
         for group in setup.optimiser.param_groups:
-            group["lr"] = lr
-        contrast = partial(
-            _contrast, setup, batch, unmixed=unmixed, mixture=mixture, epoch=progress.epoch
-        )
-        total += _step(setup, batch, rows=len(rows), contrast=contrast) * len(rows)
-    return _Trained(loss=float(workers.total(total)) / feed.rows, lr=lr)
+            group["lr"] = rates[step]
+        contrast = partial(_contrast, setup, batch, unmixed=unmixed, mixture=mixture, epoch=epoch)
+        yield _step(setup, batch, rows=len(rows), contrast=contrast)
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
@@ -312,7 +361,11 @@ def _contrast(
 
 
 def _step(
-    setup: _Setup, batch: Batch, *, rows: int, contrast: Callable[[Tensor], Tensor]
+    setup: _Setup,
+    batch: Batch,
+    *,
+    rows: int,
+    contrast: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Change the weights; return this worker's part of the loss before."""
     settings, workers = setup.settings, setup.workers
@@ -323,7 +376,7 @@ def _step(
     predicted = heads.prediction if heads else output
     loss = row_loss(predicted, batch, rows=rows, cosine=setup.cosine)
     own = loss.detach()
-    if setup.contrast.weight:
+    if contrast is not None and setup.contrast.weight:
         predictions = predicted[0] if isinstance(predicted, tuple) else predicted
         further = setup.contrast.weight * contrast(heads.projection if heads else predictions)
         loss = loss + further
@@ -336,9 +389,9 @@ def _step(
     if settings.gradient_clip is not None:
         nn.utils.clip_grad_norm_(setup.bare.parameters(), settings.gradient_clip)
     setup.optimiser.step()
-    with torch.no_grad():
-        for name, tensor in setup.average.items():
-            tensor.lerp_(setup.bare.get_parameter(name), 1.0 - settings.ema)
+    if setup.average:
+        averages = list(setup.average.values())
+        torch._foreach_lerp_(averages, setup.averaged, 1.0 - settings.ema)
     return own
 
 
@@ -351,29 +404,22 @@ def _number(seed: int, epoch: int, use: str) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    inputs, targets, weight = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.inputs, batch.targets, batch.weight)
-    )
-    return Batch(inputs, targets, weight)
-
-
-def _validate(setup: _Setup, *, feed: Feed) -> float:
+def _validate(setup: _Setup) -> float:
     setup.model.eval()
     total = torch.zeros((), dtype=torch.float64, device=setup.device)
-    own = setup.workers.part(torch.arange(feed.rows))
+    rows = setup.validation.feed.rows
+    own = setup.workers.part(torch.arange(rows))
+    parts = [
+        torch.arange(start, min(start + VALIDATION_ROWS, own.stop))
+        for start in range(own.start, own.stop, VALIDATION_ROWS)
+    ]
     with torch.no_grad(), autocast(setup.device, setup.settings.precision):
-        for start in range(own.start, own.stop, VALIDATION_ROWS):
-            rows = torch.arange(start, min(start + VALIDATION_ROWS, own.stop))
-            batch = _to(feed.read(rows), setup.device)
+        for batch in setup.validation.batches(parts):
             # An empty average replaces nothing: the model's own weights.
             predictions = torch.func.functional_call(setup.bare, setup.average, (batch.inputs,))
             error = (predictions.float() - batch.targets) ** 2
             total += error.mean(dim=1).double().sum()
-    return float(setup.workers.total(total)) / feed.rows
+    return float(setup.workers.total(total)) / rows
 
 
 def _check(train_loss: float, validation_loss: float, *, epoch: int) -> None:

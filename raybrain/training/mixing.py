@@ -63,8 +63,8 @@ def mixed(batch: Batch, mixture: Mixture, *, fixed: int = 0) -> Batch:
     fixed : int
         Leading columns of the inputs that are labels and stay as they are.
     """
-    share = mixture.share.to(batch.inputs.device)[:, None]
-    partner = mixture.partner.to(batch.inputs.device)
+    share = mixture.share.to(batch.inputs.device, non_blocking=True)[:, None]
+    partner = mixture.partner.to(batch.inputs.device, non_blocking=True)
     inputs = share * batch.inputs + (1 - share) * batch.inputs[partner]
     inputs[:, :fixed] = batch.inputs[:, :fixed]
     targets = share * batch.targets + (1 - share) * batch.targets[partner]
@@ -87,10 +87,11 @@ def bimixco(
     temperature : float
     """
     rows = torch.arange(len(targets), device=targets.device)
-    share = mixture.share.to(targets.device)
+    share = mixture.share.to(targets.device, non_blocking=True)
+    partner = mixture.partner.to(targets.device, non_blocking=True)
     wanted = torch.zeros((len(rows), len(rows)), device=targets.device)
     wanted[rows, rows] = share
-    wanted.index_put_((rows, mixture.partner.to(rows.device)), 1 - share, accumulate=True)
+    wanted.index_put_((rows, partner), 1 - share, accumulate=True)
     found = functional.normalize(predictions, dim=1) @ functional.normalize(targets, dim=1).T
     found = found / temperature
     across = -(wanted * functional.log_softmax(found, dim=1)).sum(dim=1).mean()

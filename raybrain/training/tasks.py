@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from raybrain.config import Training
+from raybrain.training.delivery import Way
 from raybrain.training.feeds import feed_of, resident
 from raybrain.training.loop import Epoch, State, fit
 from raybrain.training.losses import contrast_of
@@ -26,6 +27,7 @@ def fit_task(
     state: State | None = None,
     rank: int = 0,
     world_size: int = 1,
+    way: Way = "auto",
 ) -> Iterator[Epoch]:
     """Yield each epoch of fitting a task's network, as `fit` does.
 
@@ -35,7 +37,7 @@ def fit_task(
         From ``task.build``, on its device.
     task : Task, SharedTask or PriorTask
         Its rows are held in memory where they are arrays, and streamed where they lie on disk.
-    settings, seed, state, rank, world_size
+    settings, seed, state, rank, world_size, way
         See `fit`.
     """
     return fit(
@@ -49,4 +51,5 @@ def fit_task(
         state=state,
         rank=rank,
         world_size=world_size,
+        way=way,
     )

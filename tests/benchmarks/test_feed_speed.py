@@ -49,3 +49,29 @@ def test_a_streamed_epoch_takes_no_longer_than_a_resident_one(scale, tmp_path):
     ratio = speed["disk"] / speed["memory"]
     print(f"\nrows/s: memory {speed['memory']:.0f}, disk {speed['disk']:.0f}")
     scale.claim(ratio >= 0.95, f"{ratio:.3f} of the speed of resident rows (goal .95)")
+
+
+def test_a_gpu_trains_faster_from_rows_that_lie_there(scale):
+    gpu = torch.cuda.is_available()
+    if scale.full and not gpu:
+        pytest.skip("compares the ways to a GPU")
+    rows, voxels, outputs = scale(8000, least=64), scale(8000), scale(2048)
+    draw = np.random.default_rng(0)
+    inputs = draw.standard_normal((rows, voxels), np.float32)
+    targets = draw.standard_normal((rows, outputs), np.float32)
+    feed, few = resident(inputs, targets=targets), resident(inputs[:64], targets=targets[:64])
+    settings = config.Training(epochs=EPOCHS, patience=EPOCHS, batch_size=256)
+    ways = [(way, "float32", False) for way in ("host", "ahead", "resident")]
+    ways += [("resident", "bfloat16", False), ("resident", "float32", True), ("auto", "auto", True)]
+    speed = {}
+    for way, precision, replay in ways:
+        network = build_network(
+            config.ResidualMLP(width=1024), voxels=voxels, outputs=outputs, wiring={}, seed=0
+        ).to("cuda" if gpu else "cpu")
+        chosen = settings.model_copy(update={"precision": precision, "replay": replay})
+        epochs = fit(network, train=feed, validation=few, settings=chosen, seed=0, way=way)
+        name = f"{way} {precision}{' replayed' if replay else ''}"
+        speed[name] = max(epoch.rows_per_second for epoch in epochs)
+    print("\nrows/s: " + ", ".join(f"{name} {found:.0f}" for name, found in speed.items()))
+    ratio = speed["resident float32"] / speed["host float32"]
+    scale.claim(ratio >= 1.7, f"{ratio:.2f} times the speed of a feed on the host (goal 1.7)")

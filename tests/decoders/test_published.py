@@ -137,8 +137,9 @@ def test_edges_join_what_correlates_from_first_to_last_only():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_a_chebyshev_layer_is_that_of_torch_geometric(order):
+def test_a_chebyshev_layer_is_that_of_torch_geometric(order, at_once):
     from torch_geometric.nn import ChebConv
 
     from raybrain.decoders.published import DenseCheb
@@ -156,6 +157,7 @@ def test_a_chebyshev_layer_is_that_of_torch_geometric(order):
     with torch.no_grad():
         layer.weight.copy_(torch.cat([term.weight.T for term in reference.lins], dim=1))
         layer.bias.copy_(reference.bias)
+    layer.mixes_at_once = at_once
     features = torch.randn(3, 5, 7)
     expected = torch.stack(
         [
@@ -164,6 +166,25 @@ def test_a_chebyshev_layer_is_that_of_torch_geometric(order):
         ]
     )
     torch.testing.assert_close(layer(features), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_mixing_nodes_and_terms_in_one_product_changes_nothing_but_rounding():
+    members, edges, weight = graph()
+    torch.manual_seed(0)
+    network = Gcn(
+        nodes=members, propagation=propagation(edges, weight=weight, nodes=3), outputs=5
+    ).double()
+    betas = torch.randn(8, members.size, dtype=torch.float64)
+    found = {}
+    for at_once in (False, True):
+        network.first.mixes_at_once = network.second.mixes_at_once = at_once
+        network.zero_grad()
+        output = network(betas)
+        (output**2).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in network.parameters()]
+        found[at_once] = [output.detach(), *gradients]
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
 
 
 def test_chebyshev_polynomials_follow_their_recurrence():
