@@ -17,7 +17,8 @@ from raybrain.diffusion.generator import load_generator, quiet
 from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.image_layers import LayerTargets, Likeness, layer_sizes
-from raybrain.diffusion.targets import encode_pixels, resize
+from raybrain.diffusion.pictures import resize
+from raybrain.diffusion.targets import encode_pixels
 
 if TYPE_CHECKING:
     import torch

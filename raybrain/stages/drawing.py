@@ -133,6 +133,7 @@ def _draw(
             "folder": output.folder,
         },
         workers=experiment.resources.generate,
+        overlapping=cluster.units_in_hand(experiment.resources.generate),
         description="reconstruct",
         size=lambda unit: _images(unit, settings=settings),
     )
@@ -182,17 +183,17 @@ class Painter:
             image_ids=image_ids,
             features=self.experiment.features,
         )
-        drawing = self.worker(
-            diffusion.DrawingUnit(
-                image_ids=tuple(image_ids),
-                samples=tuple(range(samples_of(self.experiment.reconstruct, row=unit.row))),
-                latents=targets.latents,
-                prompt_embeds=targets.prompt_embeds,
-                image_embeds=targets.image_embeds,
-                image_features=targets.image_features,
-                settings=drawn_how(self.experiment.reconstruct, row=unit.row),
-            )
+        request = diffusion.DrawingUnit(
+            image_ids=tuple(image_ids),
+            samples=tuple(range(samples_of(self.experiment.reconstruct, row=unit.row))),
+            latents=targets.latents,
+            prompt_embeds=targets.prompt_embeds,
+            image_embeds=targets.image_embeds,
+            image_features=targets.image_features,
+            settings=drawn_how(self.experiment.reconstruct, row=unit.row),
         )
+        with self.worker.generator.alone:
+            drawing = self.worker(request)
         store.write_block(self.folder, unit.row, drawing.images, block=unit.block)
         return _images(unit, settings=self.experiment.reconstruct)
 
