@@ -68,6 +68,8 @@ def test_pictures_of_one_size_may_be_resized_together(size):
     together = resize(between_ones(pictures), side=PIXELS)
     assert together.shape == (5, 3, PIXELS, PIXELS)
     assert torch.equal(squares(pictures, side=PIXELS), together)
+    elsewhere = squares(pictures.to("meta"), side=PIXELS)  # another device than a CPU
+    assert elsewhere.shape == together.shape
 
 
 def test_threads_that_share_a_generator_get_their_own_targets(tiny):
