@@ -76,6 +76,19 @@ def beat(_, *, file):
         time.sleep(0.02)
 
 
+class SideBySide:
+    """Waits until as many units are in hand as there should be, and tells which thread had each."""
+
+    def __init__(self, *, together):
+        self.together = threading.Barrier(together)
+
+    def __call__(self, unit):
+        import torch
+
+        self.together.wait(timeout=60)
+        return unit, threading.get_ident(), os.getpid(), torch.get_num_threads()
+
+
 class Multiplier:
     """Multiplies units; may fail, or kill itself, on some of them."""
 
@@ -380,13 +393,14 @@ def test_reports_of_a_run_in_a_bucket_outlive_their_driver(tmp_path):
 # A pool
 
 
-def draw(units, folder, *, workers=TWO, **arguments):
+def draw(units, folder, *, workers=TWO, overlapping=1, **arguments):
     return cluster.draw_units(
         Multiplier,
         units,
         worker_arguments={"folder": str(folder), **arguments},
         workers=workers,
         description="draw",
+        overlapping=overlapping,
     )
 
 
@@ -407,23 +421,69 @@ def test_no_units_need_no_pool(tmp_path):
     assert list(draw([], tmp_path)) == []
 
 
-def test_a_killed_worker_loses_no_unit(tmp_path):
-    found = sorted(draw(range(20), tmp_path, kills=(3, 11)))
+def test_a_worker_has_several_units_in_hand_each_in_a_thread_of_as_many_threads_as_cpus():
+    found = list(
+        cluster.draw_units(
+            SideBySide,
+            range(12),
+            worker_arguments={"together": 3},
+            workers=ONE,
+            description="side by side",
+            overlapping=3,
+        )
+    )
+    units, threads, processes, of_torch = zip(*found, strict=True)
+    assert sorted(units) == list(range(12))
+    assert (len(set(threads)), len(set(processes)), set(of_torch)) == (3, 1, {1})
+
+
+def test_only_a_worker_with_a_gpu_has_several_units_in_hand():
+    assert cluster.units_in_hand(Workers(cpus=4)) == 1
+    assert cluster.units_in_hand(Workers(gpus=0.5)) == 3
+
+
+def test_one_that_asks_for_it_works_alone_and_others_side_by_side():
+    from raybrain.cluster.pool import Turns
+
+    turns, inside, most = Turns(3), [], {}
+
+    def work(number):
+        with turns.turn(alone=number < 3):
+            inside.append(number)
+            time.sleep(0.05)
+            most[number] = len(inside)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [most[number] for number in range(3)] == [1, 1, 1]
+    assert max(most.values()) == 3
+
+
+@pytest.mark.parametrize("overlapping", [1, 2])
+def test_a_killed_worker_loses_no_unit(tmp_path, overlapping):
+    found = sorted(draw(range(20), tmp_path, kills=(3, 11), overlapping=overlapping))
     assert found == [(unit, unit * 10) for unit in range(20)]
     assert len(list(tmp_path.glob("killed-*"))) == 2
 
 
 @pytest.mark.slow
-def test_a_unit_that_kills_every_worker_is_named_after_the_others_are_done(tmp_path):
-    with pytest.raises(RuntimeError, match="the worker died 4 times on 3"):
-        list(draw(range(8), tmp_path, kills=(3,), always=True))
+@pytest.mark.parametrize("overlapping", [1, 2])
+def test_a_unit_that_kills_every_worker_is_named_after_the_others_are_done(tmp_path, overlapping):
+    with pytest.raises(RuntimeError, match="the worker died 4 times on 3") as caught:
+        list(draw(range(8), tmp_path, kills=(3,), always=True, overlapping=overlapping))
+    assert "1 of 8 units failed" in caught.value.__notes__[-1]
     assert len(list(tmp_path.glob("done-*"))) == 7
 
 
-def test_a_unit_that_fails_is_raised_after_the_others_are_done(tmp_path):
+@pytest.mark.parametrize("overlapping", [1, 2])
+def test_a_unit_that_fails_is_raised_after_the_others_are_done(tmp_path, overlapping):
     drawn: list[tuple[int, int]] = []
     with pytest.raises(ArithmeticError, match="cannot do 3"):
-        drawn.extend(draw(range(12), tmp_path, fails=(3,)))
+        drawn.extend(draw(range(12), tmp_path, fails=(3,), overlapping=overlapping))
     assert sorted(drawn) == [(unit, unit * 10) for unit in range(12) if unit != 3]
 
 

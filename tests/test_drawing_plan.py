@@ -54,10 +54,8 @@ def test_on_cpus_every_row_has_units_of_as_many_images(planned):
 
 def test_on_a_gpu_the_batches_of_every_row_are_about_as_large(planned):
     units, _ = planned(reconstruct={"samples": 2}, resources={"generate": {"gpus": 0.5}})
-    assert sizes(units) == [("system", 4), ("system", 4), ("system", 2)] + [
-        ("ceiling", 8),
-        ("ceiling", 2),
-    ]
+    of_system, of_ceiling = [("system", n) for n in (4, 4, 2)], [("ceiling", n) for n in (8, 2)]
+    assert sizes(units) == of_system + of_ceiling
 
 
 def test_what_was_begun_with_compiled_networks_goes_on_with_them(planned, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,34 @@ def test_betas_come_back_scaled_and_only_those_of_the_opened_splits(tmp_path, re
         np.testing.assert_allclose(opened.betas(voxels=voxels), stored[rows][:, voxels], rtol=1e-6)
     assert opened.images.loc["a", "captions"] == ["one", "two"]
     assert opened.mask(["V1", "V2"]).tolist() == [True, True, True, False, False]
+
+
+def test_pixels_come_in_the_order_that_is_asked_for(tmp_path, recording):
+    path = str(tmp_path / "s.zarr")
+    store.create_store(path, recording, side=4)
+    _fill(path, recording)
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    store.write_block(path, "image/pixels", pixels, block=store.Block(0, 4))
+    opened = store.open_store(path, splits="training")
+    for rows in ([0, 1, 2, 3], [1, 2], [3], [2, 0], [1, 3], [2, 1], []):
+        ids = opened.images.index[rows].tolist()
+        np.testing.assert_array_equal(opened.pixels(ids), pixels[rows])
+
+
+def test_chunks_of_zeros_that_threads_write_count_as_written(tmp_path):
+    path = str(tmp_path / "rows.zarr")
+    ids = [str(number) for number in range(64)]
+    store.create_rows(
+        path, {"x": ((3,), "float32")}, image_ids=ids, rows_per_block=1, attributes={}
+    )
+    zeros = np.zeros((1, 3), np.float32)
+
+    def write(block: store.Block) -> None:
+        store.write_block(path, "x", zeros, block=block)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, store.missing_blocks(path, "x")))
+    assert store.missing_blocks(path, "x") == []
 
 
 def test_only_the_missing_chunks_are_left_after_an_interruption(tmp_path, recording):

@@ -8,7 +8,7 @@ from raybrain.cluster.allocator import keep_freed_memory
 from raybrain.cluster.capacity import Need
 from raybrain.cluster.graph import State, Step, run_steps
 from raybrain.cluster.plots import plot_study
-from raybrain.cluster.pool import draw_units
+from raybrain.cluster.pool import draw_units, units_in_hand
 from raybrain.cluster.progress import Progress
 from raybrain.cluster.session import connect, groups_at_once
 from raybrain.cluster.share import Shared, Shelf, share, shelf
@@ -56,6 +56,7 @@ __all__ = [
     "starts_its_own",
     "storage_of",
     "train",
+    "units_in_hand",
     "watching",
     "world_size",
 ]

@@ -23,7 +23,17 @@ WORKER_DEATHS = 3
 """How often a unit is tried again after the worker that drew it died."""
 FAILED_UNITS = 3
 """Units that may fail before the rest is given up."""
+ON_A_GPU = 3
+"""Units that a worker with a GPU has in hand: one is read, one computed and one written."""
 _making = threading.Lock()
+
+
+def units_in_hand(workers: config.Workers) -> int:
+    """Return how many units a worker of a generator has in hand at a time.
+
+    On a GPU several, so that it waits for no disk; on CPUs, which all of it shares, one.
+    """
+    return ON_A_GPU if workers.gpus else 1
 
 
 def draw_units(
@@ -35,6 +45,7 @@ def draw_units(
     description: str,
     size: Callable[[Any], int] | None = None,
     unit: str = "images",
+    overlapping: int = 1,
 ) -> Iterator[Any]:
     """Yield ``worker(unit)`` for every unit as it is done, in any order.
 
@@ -59,6 +70,10 @@ def draw_units(
         Shown beside the progress bar.
     size : callable, optional
         Unit -> how many to count on the progress bar; 1 when not given.
+    overlapping : int
+        Units that a worker has in hand at a time. Several are given to it in threads, and it keeps
+        for one thread what others must not touch. A unit whose worker died is tried again without
+        others beside it: which one it was that killed the worker cannot be told.
 
     Raises
     ------
@@ -77,7 +92,13 @@ def draw_units(
         connect(),
         Progress(total=total, description=description, unit=unit, workers=workers) as progress,
     ):
-        results = _results(make_worker, units, worker_arguments=worker_arguments, workers=workers)
+        results = _results(
+            make_worker,
+            units,
+            worker_arguments=worker_arguments,
+            workers=workers,
+            overlapping=overlapping,
+        )
         with contextlib.closing(results):
             for index, result in results:
                 if isinstance(result, Failure):
@@ -106,15 +127,17 @@ def draw_units(
 
 
 class UnitWorker:
-    """Calls the worker on one unit and sends back its result, or what it raised."""
+    """Calls the worker on units and sends back its result of each, or what it raised."""
 
     def __init__(
         self,
         make_worker: Callable[..., Callable[[Any], Any]],
         arguments: Mapping[str, Any],
         ledger: Any,
+        overlapping: int,
     ) -> None:
         self._ledger = ledger
+        self._turns = Turns(overlapping)
         self._work: Callable[[Any], Any] | None = None
         try:
             self._work = make_worker(**arguments)
@@ -134,15 +157,44 @@ class UnitWorker:
             return self._failure
         unit = pickle.loads(pickled)
         try:
-            begun: int = ray.get(self._ledger.begin.remote(index))
-            if begun > WORKER_DEATHS + 1:
-                raise RuntimeError(
-                    f"the worker died {WORKER_DEATHS + 1} times on {str(unit)[:200]}; "
-                    f"out of memory, perhaps"
-                )
-            return self._work(unit)
+            again = self._turns.places > 1 and ray.get(self._ledger.begun.remote(index))
+            with self._turns.turn(alone=bool(again)):
+                begun: int = ray.get(self._ledger.begin.remote(index))
+                if begun > WORKER_DEATHS + 1:
+                    raise RuntimeError(
+                        f"the worker died {WORKER_DEATHS + 1} times on {str(unit)[:200]}; "
+                        f"out of memory, perhaps"
+                    )
+                return self._work(unit)
         except Exception as error:
             return failure_of(error)
+
+
+class Turns:
+    """Lets threads work side by side, and one alone that asks for it.
+
+    Parameters
+    ----------
+    places : int
+        Threads at a time.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._free = threading.Semaphore(places)
+        self._taking = threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        """Wait for one place, or for all of them, and keep them inside the block."""
+        wanted = self.places if alone else 1
+        with self._taking:  # two that want all would each wait for the other's places
+            for _ in range(wanted):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(wanted)
 
 
 class Ledger:
@@ -160,6 +212,10 @@ class Ledger:
         self._begun[index] += 1
         return self._begun[index]
 
+    def begun(self, index: int) -> int:
+        """Return how often the unit was begun so far."""
+        return self._begun[index]
+
 
 def _results(
     make_worker: Callable[..., Callable[[Any], Any]],
@@ -167,6 +223,7 @@ def _results(
     *,
     worker_arguments: Mapping[str, Any],
     workers: config.Workers,
+    overlapping: int,
 ) -> Generator[tuple[int, Any], None, None]:
     import ray
     import ray.data
@@ -187,7 +244,7 @@ def _results(
     with _making, ray.data.DataContext.current(context):
         drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             UnitWorker,
-            fn_constructor_args=(make_worker, dict(worker_arguments), ledger),
+            fn_constructor_args=(make_worker, dict(worker_arguments), ledger, overlapping),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=smallest,
@@ -195,11 +252,28 @@ def _results(
                 # Workers that wait for a place are what a cluster on demand adds nodes for, and
                 # they stop asking when this process ends; elsewhere they cost nothing.
                 initial_size=largest,
+                **_side_by_side(overlapping),
             ),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
             runtime_env=worker_environment(workers),
         )
+    yield from _unpacked(drawn)
+
+
+def _side_by_side(overlapping: int) -> dict[str, Any]:
+    """Return what Ray Data has to be told of actors that work on several units at a time."""
+    if overlapping == 1:
+        return {}
+    return {
+        # None waits in an actor: another may be free first.
+        "max_tasks_in_flight_per_actor": overlapping,
+        "max_concurrent_calls_per_actor": overlapping,
+        "enable_true_multi_threading": True,
+    }
+
+
+def _unpacked(drawn: Any) -> Generator[tuple[int, Any], None, None]:
     with contextlib.ExitStack() as stack:
         batches = iter(drawn.iter_batches(batch_size=None, prefetch_batches=0))
         if isinstance(batches, Generator):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from raybrain.diffusion.generator import load_generator, quiet
 from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.image_layers import LayerTargets, Likeness, layer_sizes
-from raybrain.diffusion.targets import encode_pixels, resize
+from raybrain.diffusion.pictures import resize
+from raybrain.diffusion.targets import encode_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -360,7 +360,6 @@ class DrawingWorker:
     ) -> None:
         import torch
 
-        self.threads = threads
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = True
         self.generator = load_generator(generator)
@@ -369,20 +368,15 @@ class DrawingWorker:
         self._rows = rows
         self._largest: int | None = None
         self._tried = False
-        self._alone = threading.Lock()
 
     def __call__(self, unit: DrawingUnit) -> Drawing:
         """Return every sample of every image of ``unit``; image by image, sample by sample."""
-        import torch
-
         images, samples = len(unit.image_ids), len(unit.samples)
         owner = np.repeat(np.arange(images), samples)
         sample = np.tile(np.asarray(unit.samples), images)
         rows = _RowsOfUnit(unit, owner=owner, sample=sample)
-        with self._alone:
+        with self.generator.alone:
             started = time.perf_counter()
-            if torch.get_num_threads() != self.threads:  # OpenMP counts them for each caller
-                torch.set_num_threads(self.threads)
             if self._compiles(unit):
                 if not self._tried:
                     self._rows = self._rows or len(owner)

@@ -12,10 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from raybrain.config import Features
 from raybrain.diffusion.checkpoint import (
@@ -25,6 +22,7 @@ from raybrain.diffusion.checkpoint import (
     image_embeds_shape,
 )
 from raybrain.diffusion.image_layers import of_tokens, on_grid
+from raybrain.diffusion.pictures import Pictures, between_ones, sendable, sent, staged
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 NO_LAYERS = Features()
 """The embedding alone."""
-
-Pictures: TypeAlias = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-"""Images of one size as an array (image, y, x, rgb), or one by one."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +60,30 @@ class Encoder:
         """Return what pictures look like to the encoder, those of several sizes one by one."""
         import torch
 
-        parameter = next(self.network.parameters())
-        if self.processor is None:
-            # Pictures of one size go through together; of several, one by one.
-            shapes = {image.shape for image in images}
-            groups = [images] if len(shapes) == 1 else [[image] for image in images]
-            with torch.inference_mode():
-                parts = [
-                    self._lite1(self._pixels(group, device=parameter.device), features=features)
-                    for group in groups
-                ]
-                layers = zip(*(one.layers for one in parts), strict=True)
-                return Seen(torch.cat([one.embeds for one in parts]), [*map(torch.cat, layers)])
-        pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
         with torch.inference_mode():
+            return self.see(self.prepare(images), features=features)
+
+    def prepare(self, images: Pictures) -> list[torch.Tensor]:
+        """Return pictures as `see` takes them: on the host, whatever the network's device."""
+        device = next(self.network.parameters()).device
+        if self.processor is None:
+            return staged(images, device=device)
+        pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
+        return [sendable(pixels, device=device)]
+
+    def see(self, prepared: list[torch.Tensor], *, features: Features = NO_LAYERS) -> Seen:
+        """Return what pictures that were prepared look like, without waiting for the device."""
+        import torch
+
+        parameter = next(self.network.parameters())
+        shown = [sent(group, device=parameter.device) for group in prepared]
+        if self.processor is not None:
+            (pixels,) = shown
             return self._clip(pixels.to(parameter), features=features)
+        # Pictures of one size go through together; of several, one by one.
+        parts = [self._lite1(between_ones(group), features=features) for group in shown]
+        layers = zip(*(one.layers for one in parts), strict=True)
+        return Seen(torch.cat([one.embeds for one in parts]), [*map(torch.cat, layers)])
 
     def look(self, pixels: torch.Tensor, *, features: Features = NO_LAYERS) -> Seen:
         """Return what pixels (image, 3, y, x) in -1..1 look like, differentiable.
@@ -119,13 +123,6 @@ class Encoder:
         seen, maps = self.network.look(pixels, blocks=features.layers)
         layers = [on_grid(one, grid=features.grid) for one in maps]
         return Seen(self.network.projection(seen), layers)
-
-    @staticmethod
-    def _pixels(images: Pictures, *, device: Any) -> torch.Tensor:
-        import torch
-
-        pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float().to(device)
-        return pixels / 127.5 - 1
 
     def of_nothing(self) -> torch.Tensor:
         """Return the embedding that stands for no picture, of the same shape less the first axis.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +13,23 @@ from numpy.typing import NDArray
 from raybrain.config import Features, InputError
 from raybrain.diffusion.compiling import switched_off
 from raybrain.diffusion.generator import target_shapes
+from raybrain.diffusion.pictures import Pictures, sendable, sent, squares, staged
 
 if TYPE_CHECKING:
     import torch
 
     from raybrain.diffusion.generator import StableDiffusion
 
+BATCHES_AHEAD = 8
+"""Batches that a device is given before the first result is waited for."""
+_tokenizing = threading.Lock()
+"""Fast tokenizers may be used by one thread at a time."""
+
 
 def encode_images(
     generator: StableDiffusion,
     *,
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    images: Pictures,
     resolution: int | None = None,
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
@@ -52,14 +60,42 @@ def encode_images(
     import torch
 
     shape = target_shapes(generator, features=Features(resolution=resolution)).latents
-    side = shape[-1] * generator.pixels_per_latent
+    side, device = shape[-1] * generator.pixels_per_latent, generator.device
+
+    def encode(groups: list[torch.Tensor]) -> tuple[torch.Tensor]:
+        pixels = [squares(sent(group, device=device), side=side) for group in groups]
+        return (encode_pixels(generator, pixels=torch.cat(pixels)),)
+
+    batches = (staged(batch, device=device) for batch in _batches(images, size=batch_size))
     latents = np.empty((len(images), *shape), np.float32)
-    for start in range(0, len(images), batch_size):
-        batch = torch.cat(
-            [_pixels(image, side=side) for image in images[start : start + batch_size]]
-        )
-        latents[start : start + len(batch)] = encode_pixels(generator, pixels=batch).cpu().numpy()
+    start = 0
+    for (encoded,) in _computed(generator, encode, batches):
+        latents[start : start + len(encoded)] = encoded
+        start += len(encoded)
     return _finite(latents, what="latents", generator=generator)
+
+
+def _batches(rows: Any, *, size: int) -> Iterator[Any]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _computed(
+    generator: StableDiffusion,
+    compute: Callable[[Any], Sequence[torch.Tensor]],
+    batches: Iterable[Any],
+) -> Iterator[list[NDArray[Any]]]:
+    """Yield on the host what ``compute`` makes of batch after batch with the networks.
+
+    Batches are prepared, and results fetched, while other threads may have the networks.
+    """
+    import torch
+
+    left = iter(batches)
+    while ahead := list(itertools.islice(left, BATCHES_AHEAD)):
+        with generator.alone, torch.inference_mode():
+            made = [compute(batch) for batch in ahead]
+        for tensors in made:
+            yield [tensor.cpu().numpy() for tensor in tensors]
 
 
 def decode_latents(
@@ -92,28 +128,6 @@ def decode_latents(
     return np.concatenate(parts)
 
 
-def _pixels(image: NDArray[np.uint8], *, side: int) -> torch.Tensor:
-    """Return an image as (1, rgb, side, side) float32 between -1 and 1."""
-    import torch
-
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise InputError(
-            f"an image is {image.dtype} of shape {image.shape}, but should be uint8 (y, x, 3)"
-        )
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
-    return resize(pixels / 127.5 - 1, side=side)
-
-
-def resize(pixels: torch.Tensor, *, side: int) -> torch.Tensor:
-    """Return (image, rgb, y, x) pixels between -1 and 1 as squares of ``side`` pixels."""
-    from torch.nn.functional import interpolate
-
-    if pixels.shape[-2:] == (side, side):
-        return pixels
-    larger = interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False)
-    return larger.clamp(-1, 1)  # bicubic weights overshoot at edges
-
-
 def encode_pixels(generator: StableDiffusion, *, pixels: torch.Tensor) -> torch.Tensor:
     """Return scaled latents (image, channel, y, x) of pixels between -1 and 1, on the device."""
     import torch
@@ -126,7 +140,7 @@ def encode_pixels(generator: StableDiffusion, *, pixels: torch.Tensor) -> torch.
 def embed_images(
     generator: StableDiffusion,
     *,
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    images: Pictures,
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
     """Return the image embeddings that `see_images` returns, without any inner layer."""
@@ -136,7 +150,7 @@ def embed_images(
 def see_images(
     generator: StableDiffusion,
     *,
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    images: Pictures,
     features: Features,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Return what the checkpoint's image encoder makes of each image: embedding and inner layers.
@@ -167,18 +181,19 @@ def see_images(
             f"'{generator.settings.checkpoint}' has no image encoder; give it "
             f"generator.image_adapter, or choose a checkpoint that has one"
         )
-    size = features.batch_size
-    parts = [
-        generator.image.encoder(images[start : start + size], features=features)
-        for start in range(0, len(images), size)
-    ]
-    embeds = np.concatenate([one.embeds.cpu().numpy() for one in parts])
+    encoder = generator.image.encoder
+
+    def see(prepared: list[torch.Tensor]) -> list[torch.Tensor]:
+        seen = encoder.see(prepared, features=features)
+        return [seen.embeds, *seen.layers]
+
+    batches = map(encoder.prepare, _batches(images, size=features.batch_size))
+    parts = list(_computed(generator, see, batches))
+    embeds = np.concatenate([one[0] for one in parts])
     embeds = _finite(embeds, what="image embeddings", generator=generator)
     if not features.layers:
         return embeds, None
-    layers = np.concatenate(
-        [np.concatenate([layer.cpu().numpy() for layer in one.layers], axis=1) for one in parts]
-    )
+    layers = np.concatenate([np.concatenate(one[1:], axis=1) for one in parts])
     return embeds, _finite(layers, what="image features", generator=generator)
 
 
@@ -218,25 +233,55 @@ def encode_captions(
     InputError
         If an image has no caption, or the text encoder gives values that are not finite.
     """
-    import torch
-
-    from raybrain.diffusion.generator import quiet
-
     for index, own in enumerate(captions):
         if isinstance(own, str) or not own:
             raise InputError(f"image {index} needs a list of at least one caption; found {own!r}")
     flat = [caption for own in captions for caption in own]
-    embeds = np.zeros((len(captions), *generator.unconditional.shape), np.float64)
-    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-    pipeline = generator.pipeline
-    with torch.inference_mode(), quiet():
-        for start in range(0, len(flat), batch_size):
-            part = slice(start, start + batch_size)
-            encoded, _ = pipeline.encode_prompt(flat[part], generator.device, 1, False)
-            np.add.at(embeds, owner[part], encoded.double().cpu().numpy())
-    counts = np.bincount(owner, minlength=len(captions))
-    means = (embeds / counts[:, None, None]).astype(np.float32)
+    counts = np.array([len(own) for own in captions], np.int64)
+    owner = np.repeat(np.arange(len(captions)), counts)
+    device = generator.device
+
+    def embed(tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
+        given = {name: sent(values, device=device) for name, values in tokens.items()}
+        return (generator.pipeline.text_encoder(**given)[0],)
+
+    batches = (_tokens(generator, batch) for batch in _batches(flat, size=batch_size))
+    sums = np.zeros((len(captions), *generator.unconditional.shape), np.float64)
+    encoded = _computed(generator, embed, batches)
+    for owners, (embeds,) in zip(_batches(owner, size=batch_size), encoded, strict=True):
+        _add_rows(sums, embeds, owner=owners)
+    means = (sums / counts[:, None, None]).astype(np.float32)
     return _finite(means, what="text embeddings", generator=generator)
+
+
+def _tokens(generator: StableDiffusion, captions: list[str]) -> dict[str, torch.Tensor]:
+    """Return what the text encoder is given of captions, (caption, token) each, on the host.
+
+    The same as by the pipeline's ``encode_prompt``, which would wait for the device.
+    """
+    tokenizer, network = generator.pipeline.tokenizer, generator.pipeline.text_encoder
+    with _tokenizing:
+        tokens = tokenizer(
+            captions,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+    names = ["input_ids"]
+    if getattr(network.config, "use_attention_mask", False):
+        names.append("attention_mask")
+    return {name: sendable(tokens[name], device=generator.device) for name in names}
+
+
+def _add_rows(
+    sums: NDArray[np.float64], rows: NDArray[np.float32], *, owner: NDArray[np.integer]
+) -> None:
+    """Add each row to the sum of its owner, in order; owners ascend."""
+    rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    for turn in range(rank.max() + 1):
+        here = rank == turn
+        sums[owner[here]] += rows[here]
 
 
 def complete_prompt(

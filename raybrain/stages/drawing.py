@@ -139,6 +139,7 @@ def _draw(
             "folder": output.folder,
         },
         workers=experiment.resources.generate,
+        overlapping=cluster.units_in_hand(experiment.resources.generate),
         description="reconstruct",
         size=lambda unit: _images(unit, settings=settings),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -37,6 +38,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         sorted(missing, key=lambda block: block.start),
         worker_arguments={"experiment": experiment, "stimuli": stimuli, "folder": output.folder},
         workers=experiment.resources.generate,
+        overlapping=cluster.units_in_hand(experiment.resources.generate),
         description="features",
         size=lambda block: block.stop - block.start,
         unit="stimuli",
@@ -70,7 +72,7 @@ Pictures: TypeAlias = Sequence[np.ndarray] | np.ndarray
 
 
 class Encoder:
-    """Loads the generator once and writes block after block of targets.
+    """Loads the generator once and writes block after block of targets, several at a time.
 
     Parameters
     ----------
@@ -81,11 +83,12 @@ class Encoder:
     """
 
     def __init__(self, *, experiment: Experiment, stimuli: str, folder: str) -> None:
-        self.generator = diffusion.load_generator(experiment.generator)
+        self.generator = diffusion.load_generator(experiment.generator, draws=False)
         self.settings = experiment.features
         self.others = experiment.decode.others
         self.opened = store.open_store(stimuli, splits="training")
         self.folder = folder
+        self._others_alone = threading.Lock()
 
     def __call__(self, block: Block) -> int:
         """Write the targets of the stimuli in ``block`` and return how many there were."""
@@ -108,7 +111,8 @@ class Encoder:
             if layers is not None:
                 store.write_block(self.folder, "image_features", layers, block=block)
         for name in self.others:
-            found = _encoded(name, pixels=pixels, captions=images["captions"].tolist())
+            with self._others_alone:  # what other packages add need not know of threads
+                found = _encoded(name, pixels=pixels, captions=images["captions"].tolist())
             store.write_block(self.folder, name, found, block=block)
         return len(images)
 

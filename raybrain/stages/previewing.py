@@ -95,7 +95,7 @@ def show(
 
 
 def _pictures(settings: Generator, *, folder: str, shape: tuple[int, ...]) -> list[np.ndarray]:
-    generator = diffusion.load_generator(settings)
+    generator = diffusion.load_generator(settings, draws=False)
     found = []
     for name in places.names(folder):
         latents = np.load(io.BytesIO(places.read_bytes(f"{folder}/{name}")))

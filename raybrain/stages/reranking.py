@@ -114,6 +114,7 @@ def _encoded_samples(experiment: Experiment, *, folder: str, images: int) -> dic
         store.blocks(images, size=store.IMAGES_PER_CHUNK),
         worker_arguments={"experiment": experiment, "folder": folder},
         workers=experiment.resources.generate,
+        overlapping=cluster.units_in_hand(experiment.resources.generate),
         description="encode samples",
         size=lambda block: block.stop - block.start,
     )
@@ -134,7 +135,7 @@ class SampleEncoder:
     """
 
     def __init__(self, *, experiment: Experiment, folder: str) -> None:
-        self.generator = diffusion.load_generator(experiment.generator)
+        self.generator = diffusion.load_generator(experiment.generator, draws=False)
         self.settings = experiment.features
         self.latents = "encoding" in experiment.evaluate.rerank
         self.embeds = experiment.decode.image_embeds is not None

@@ -28,9 +28,7 @@ def main(compiled: bool) -> None:
         worker(unit)  # what any first batch costs
     started = time.perf_counter()
     drawing = worker(unit)
-    print(
-        json.dumps({"seconds": time.perf_counter() - started, "sum": int(drawing.images.sum())})
-    )
+    print(json.dumps({"seconds": time.perf_counter() - started, "sum": int(drawing.images.sum())}))
 
 
 if __name__ == "__main__":

@@ -66,41 +66,55 @@ def write_checkpoint(folder: Path, *, size: Size) -> Path:
 def measure(size: Size, folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield one figure after another."""
     checkpoint = str(write_checkpoint(folder, size=size))
-    rows = IMAGES * SAMPLES
     unit = unit_of(checkpoint)
-    started = time.perf_counter()
-    plain = worker_of(checkpoint, size=size, compiled=False)
-    yield "seconds to load", time.perf_counter() - started
-    unet, decoder = networks_alone(plain, rows=rows)
-    flops = {"unet": operations(unet), "decoder": operations(decoder)}
-    yield "operations a row", {"unet": flops["unet"] / (2 * rows), "decoder": flops["decoder"] / rows}
-    for name, spent in ways(plain, rows=rows, size=size):
-        yield f"unet of {2 * rows} rows, {name}", rated(spent, flops["unet"])
-    for layout in (torch.channels_last, torch.contiguous_format):
-        plain.generator.pipeline.vae.to(memory_format=layout)
-        spent = fastest(decoder, device=size.device)
-        yield f"decoder of {rows}, {layout}", rated(spent, flops["decoder"])
-    plain.generator.pipeline.vae.to(memory_format=torch.channels_last)
-    most_memory(size.device)
-    yield "ours", of_batch(lambda: plain(unit), size=size)
-    one = unit_of(checkpoint, images=1, samples=1)
-    spent = fastest(lambda: plain(one), device=size.device, rounds=2)
-    yield "ours, images one by one", {"images a second": 1 / spent}
-    del plain, unet, decoder
+    yield from eager(checkpoint, unit, size=size)
     yield from of_diffusers(checkpoint, unit, size=size)
     torch._dynamo.reset()
     compiled = worker_of(checkpoint, size=size, compiled=True)
-    yield "ours, compiled: seconds of the first batch", seconds(
-        lambda: compiled(unit), device=size.device
+    yield (
+        "ours, compiled: seconds of the first batch",
+        seconds(lambda: compiled(unit), device=size.device),
     )
     yield "ours, compiled", of_batch(lambda: compiled(unit), size=size)
-    unet, decoder = networks_alone(compiled, rows=rows)
-    yield f"unet of {2 * rows} rows, compiled", rated(
-        fastest(unet, device=size.device), flops["unet"]
-    )
-    yield f"decoder of {rows}, compiled", rated(
-        fastest(decoder, device=size.device), flops["decoder"]
-    )
+    rows = IMAGES * SAMPLES
+    flops = operations(compiled, rows=rows)
+    for name, network in networks_alone(compiled, rows=rows).items():
+        if name != "encoder":
+            spent = fastest(network, device=size.device)
+            yield f"{name}, compiled", rated(spent, flops[name])
+
+
+def eager(checkpoint: str, unit: DrawingUnit, *, size: Size) -> Iterator[tuple[str, Any]]:
+    """Yield the networks in every memory format and with every attention, and a batch as it is."""
+    started = time.perf_counter()
+    worker = worker_of(checkpoint, size=size, compiled=False)
+    yield "seconds to load", time.perf_counter() - started
+    networks = networks_alone(worker, rows=IMAGES * SAMPLES)
+    flops = operations(worker, rows=IMAGES * SAMPLES)
+    yield "operations of an image", {name: each / IMAGES / SAMPLES for name, each in flops.items()}
+    pipeline = worker.generator.pipeline
+    for layout in (torch.channels_last, torch.contiguous_format):
+        pipeline.unet.to(memory_format=layout)
+        for name, kernel in ATTENTION.items():
+            if kernel and size.device.type == "cpu":
+                continue
+            with sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
+                try:
+                    spent = fastest(networks["unet"], device=size.device)
+                except RuntimeError as error:  # the kernel does not take these shapes
+                    yield f"unet, {layout}, attention {name}", str(error).splitlines()[0]
+                    continue
+            yield f"unet, {layout}, attention {name}", rated(spent, flops["unet"])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pipeline.vae.to(memory_format=layout)
+        for name in ("decoder", "encoder"):
+            spent = fastest(networks[name], device=size.device)
+            yield f"{name}, {layout}", rated(spent, flops[name])
+    most_memory(size.device)
+    yield "ours", of_batch(lambda: worker(unit), size=size)
+    one = unit_of(checkpoint, images=1, samples=1)
+    spent = fastest(lambda: worker(one), device=size.device, rounds=2)
+    yield "ours, images one by one", {"images a second": 1 / spent}
 
 
 def worker_of(checkpoint: str, *, size: Size, compiled: bool) -> DrawingWorker:
@@ -121,50 +135,34 @@ def unit_of(checkpoint: str, *, images: int = IMAGES, samples: int = SAMPLES) ->
     )
 
 
-def networks_alone(
-    worker: DrawingWorker, *, rows: int
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return calls of the UNet with both halves of guidance, and of the VAE's decoder."""
+def networks_alone(worker: DrawingWorker, *, rows: int) -> dict[str, Callable[[], object]]:
+    """Return calls of the UNet with both halves of guidance, and of the VAE, for so many images."""
     generator = worker.generator
     pipeline, side = generator.pipeline, generator.latent_size
     tokens, width = generator.unconditional.shape
     device = generator.device
     latents = torch.randn(2 * rows, 4, side, side, device=device)
     embeds = torch.randn(2 * rows, tokens, width, device=device)
-
-    @torch.no_grad()
-    def unet() -> object:
-        when = torch.tensor(500, device=device)
-        return pipeline.unet(latents, when, encoder_hidden_states=embeds, return_dict=False)
-
-    @torch.no_grad()
-    def decoder() -> object:
-        return pipeline.vae.decode(latents[:rows], return_dict=False)
-
-    return unet, decoder
-
-
-def operations(work: Callable[[], object]) -> float:
-    """Return the floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+    pixels = torch.randn(rows, 3, generator.resolution, generator.resolution, device=device)
+    when = torch.tensor(500, device=device)
+    calls: dict[str, Callable[[], object]] = {
+        "unet": lambda: pipeline.unet(
+            latents, when, encoder_hidden_states=embeds, return_dict=False
+        ),
+        "decoder": lambda: pipeline.vae.decode(latents[:rows], return_dict=False),
+        "encoder": lambda: pipeline.vae.encode(pixels, return_dict=False),
+    }
+    return {name: torch.no_grad()(call) for name, call in calls.items()}
 
 
-def ways(worker: DrawingWorker, *, rows: int, size: Size) -> Iterator[tuple[str, float]]:
-    """Yield the seconds of the UNet in every memory format and with every kernel of attention."""
-    network = worker.generator.pipeline.unet
-    unet, _ = networks_alone(worker, rows=rows)
-    for layout in (torch.channels_last, torch.contiguous_format):
-        network.to(memory_format=layout)
-        for name, kernel in ATTENTION.items():
-            if kernel and size.device.type == "cpu":
-                continue
-            with sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
-                try:
-                    yield f"{layout}, attention {name}", fastest(unet, device=size.device)
-                except RuntimeError as error:  # the kernel does not take these shapes
-                    print(f"no {name} attention: {str(error).splitlines()[0]}", flush=True)
+def operations(worker: DrawingWorker, *, rows: int) -> dict[str, float]:
+    """Return the floating-point operations of each call of `networks_alone`."""
+    found = {}
+    for name, call in networks_alone(worker, rows=1).items():
+        with switched_off(worker.generator.compiled), FlopCounterMode(display=False) as counter:
+            call()
+        found[name] = float(counter.get_total_flops()) * rows
+    return found
 
 
 def of_batch(work: Callable[[], object], *, size: Size) -> dict[str, float | None]:

@@ -74,11 +74,14 @@ def measure_training(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
                 )
             )
             how = f"{name}, {way}, {precision}{', replayed' if replay else ''}"
-            yield how, {
-                "rows a second": max(epoch.rows_per_second for epoch in epochs),
-                "losses": [round(epoch.train_loss, 6) for epoch in epochs],
-                "gigabytes": most_memory(size.device),
-            }
+            yield (
+                how,
+                {
+                    "rows a second": max(epoch.rows_per_second for epoch in epochs),
+                    "losses": [round(epoch.train_loss, 6) for epoch in epochs],
+                    "gigabytes": most_memory(size.device),
+                },
+            )
             del network
             if size.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -14,7 +14,10 @@ import pytest
 
 from raybrain.config import Generator, InputError
 from raybrain.diffusion import (
+    decode_latents,
+    embed_images,
     encode_captions,
+    encode_images,
     generator_digest,
     load_generator,
 )
@@ -89,6 +92,31 @@ def test_incomplete_folders_name_the_part(checkpoint, tmp_path):
 def test_half_precision_on_cpu_names_the_alternatives(checkpoint):
     with pytest.raises(InputError, match=r"generator\.dtype=bfloat16"):
         load_generator(Generator(checkpoint=str(checkpoint), device="cpu", dtype="float16"))
+
+
+@pytest.mark.parametrize("form", ["plain", "pooled", "plus", "unclip", "bfloat16"])
+def test_without_the_unet_targets_are_the_same(checkpoint, adapters, unclip, pictures, form):
+    plain = Generator(checkpoint=str(checkpoint), device="cpu")
+    half = plain.model_copy(update={"dtype": "bfloat16"})
+    settings = {"plain": plain, "unclip": unclip, "bfloat16": half, **adapters}[form]
+    whole, without = load_generator(settings), load_generator(settings, draws=False)
+    assert without.pipeline.unet is None
+    assert without.device == whole.device
+    assert without.unconditional.equal(whole.unconditional)
+    captions = [["a cat", "dog"], ["x"], ["y"]]
+    made = [
+        (
+            encode_images(one, images=pictures),
+            encode_captions(one, captions=captions),
+            *([] if one.image is None else [embed_images(one, images=pictures)]),
+        )
+        for one in (whole, without)
+    ]
+    assert len(made[0]) == (2 if form in ("plain", "bfloat16") else 3)
+    for wanted, found in zip(*made, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    latents = decode_latents(without, latents=made[0][0])
+    np.testing.assert_array_equal(latents, decode_latents(whole, latents=made[0][0]))
 
 
 def test_slicing_changes_memory_and_not_images(tiny, checkpoint, targets):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raybrain.config import Generator, InputError
-from raybrain.diffusion import generator_digest, load_generator
+from raybrain.diffusion import encode_images, generator_digest, load_generator
 from tests.diffusion.generators import drawn
 from tests.diffusion.original_layout import original_weights
 
@@ -37,6 +37,11 @@ def test_draws_as_the_folder_does(tiny, targets, configs, safetensors):
     settings = Generator(checkpoint=str(safetensors), configs=str(configs), device="cpu")
     generator = load_generator(settings)
     np.testing.assert_array_equal(drawn(generator, **vars(targets)), drawn(tiny, **vars(targets)))
+    without = load_generator(settings, draws=False)
+    assert without.pipeline.unet is None
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    wanted = encode_images(tiny, images=pictures)
+    np.testing.assert_array_equal(encode_images(without, images=pictures), wanted)
     digest = generator_digest(settings)
     content = bytearray(safetensors.read_bytes())
     content[-1] ^= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ from raybrain.diffusion import (
     encode_images,
     target_shapes,
 )
+from raybrain.diffusion.pictures import between_ones, resize, squares, staged
+from raybrain.diffusion.targets import _computed
 from tests.diffusion.generators import PIXELS, TOKENS, WIDTH
 
 
@@ -53,6 +57,67 @@ def test_images_of_other_sizes_are_resized(tiny):
     latents = encode_images(tiny, images=grey)
     np.testing.assert_allclose(latents, latents[[1, 1, 1]], atol=1e-4)
     assert encode_images(tiny, images=grey, resolution=48).shape == (3, 4, 12, 12)
+
+
+@pytest.mark.parametrize("size", [20, PIXELS, 75])
+def test_pictures_of_one_size_may_be_resized_together(size):
+    import torch
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
+    (pictures,) = staged(list(pixels), device=torch.device("cpu"))
+    together = resize(between_ones(pictures), side=PIXELS)
+    assert together.shape == (5, 3, PIXELS, PIXELS)
+    assert torch.equal(squares(pictures, side=PIXELS), together)
+    elsewhere = squares(pictures.to("meta"), side=PIXELS)  # another device than a CPU
+    assert elsewhere.shape == together.shape
+
+
+def test_threads_that_share_a_generator_get_their_own_targets(tiny):
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, (3, 24, 24, 3), np.uint8) for _ in range(6)]
+    captions = [[["a", f"b{number}"], ["c"]] for number in range(6)]
+    at_once, inside = [], []
+
+    def note(_module, _args):
+        inside.append(1)
+        at_once.append(len(inside))
+
+    hooks = [
+        tiny.pipeline.vae.encoder.register_forward_pre_hook(note),
+        tiny.pipeline.vae.encoder.register_forward_hook(lambda *_: inside.pop() and None),
+    ]
+    with ThreadPoolExecutor(6) as threads:
+        latents = list(threads.map(lambda i: encode_images(tiny, images=i, batch_size=1), images))
+        embeds = list(threads.map(lambda c: encode_captions(tiny, captions=c), captions))
+    for hook in hooks:
+        hook.remove()
+    assert set(at_once) == {1}
+    for number in range(6):
+        alone = encode_images(tiny, images=images[number], batch_size=1)
+        np.testing.assert_array_equal(latents[number], alone)
+        alone = encode_captions(tiny, captions=captions[number])
+        np.testing.assert_array_equal(embeds[number], alone)
+
+
+def test_a_device_has_the_next_batches_before_the_first_result_is_fetched(tiny, monkeypatch):
+    import torch
+
+    happened = []
+
+    class Result:
+        def cpu(self):
+            assert not tiny.alone.locked()
+            happened.append("fetched")
+            return torch.zeros(1)
+
+    def compute(batch):
+        assert tiny.alone.locked()
+        happened.append(batch)
+        return (Result(),)
+
+    monkeypatch.setattr("raybrain.diffusion.targets.BATCHES_AHEAD", 3)
+    assert len(list(_computed(tiny, compute, range(5)))) == 5
+    assert happened == [0, 1, 2, *["fetched"] * 3, 3, 4, *["fetched"] * 2]
 
 
 def test_captions_are_averaged_within_their_image(tiny, checkpoint):
