@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import torch
 
 from raybrain import config
 from raybrain.decoders.build import build_network
+from raybrain.decoders.ridge import fit_ridge
+from raybrain.decoders.ridge_arrays import host
 from raybrain.decoders.wiring import propagation
 from raybrain.training import fit, resident
-from tests.benchmarks.gpu_machine import Size, most_memory
+from tests.benchmarks.gpu_machine import Size, fastest, most_memory
+from tests.benchmarks.ridge_contestant import kernel_ridge_cv, problem
 
 EPOCHS = 4
 WAYS = (
@@ -34,16 +37,61 @@ NETWORKS: dict[str, tuple[Any, int, int, int, int]] = {
     "gcn": (config.Gcn(), 4096, 3 * 4308, 6400, 64),
 }
 """Section, rows, voxels, outputs and rows of a batch."""
+SMALL = ("residual_mlp", "gcn")
+"""Those whose width is not fixed."""
 
 
 def measure_ridge(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield seconds and R² of ridge on the card."""
-    yield from ()
+    """Yield seconds and test R² of ridge, and how far the card's predictions are from the CPU's."""
+    images, voxels, outputs = (size.of(full, full // 40) for full in (4000, 8000, 6400))
+    betas, values, test_betas, test_values = problem(images=images, voxels=voxels, targets=outputs)
+    alphas = np.logspace(-3, 3, 13)
+
+    def scored(fit: Callable[[], Any], *, rounds: int) -> tuple[dict[str, float], Any]:
+        spent = fastest(fit, device=size.device, rounds=rounds)
+        predicted = np.asarray(host(fit().predict(test_betas)))
+        error = ((predicted - test_values) ** 2).mean(axis=0)
+        return {"seconds": spent, "r2": float((1 - error / test_values.var(axis=0)).mean())}, predicted
+
+    def ours(x: Any, y: Any, *, device: str | None) -> Any:
+        return fit_ridge(x, targets=y, alphas=alphas, device=device)
+
+    yield "ours on the CPU", (found := scored(lambda: ours(betas, values, device=None), rounds=1))[0]
+    reference = found[1]
+    on = str(size.device)
+    held = [torch.from_numpy(one).to(size.device) for one in (betas, values)]
+    for where, given in (("host", (betas, values)), ("card", held)):
+        figures, predicted = scored(lambda given=given: ours(*given, device=on), rounds=3)
+        far = np.linalg.norm(predicted - reference) / np.linalg.norm(reference)
+        yield f"ours, data on the {where}", {**figures, "distance from the CPU's": float(far)}
+    yield "himalaya KernelRidgeCV", of_himalaya(held, test_betas, test_values, size=size)
+    many = torch.randn(images, size.of(59136, 600), device=size.device)
+    spent = fastest(lambda: ours(held[0], many, device=on), device=size.device, rounds=1)
+    yield f"ours, {many.shape[1]} targets", {"seconds": spent, "gigabytes": most_memory(size.device)}
+
+
+def of_himalaya(
+    held: list[Any], test_betas: np.ndarray, test_values: np.ndarray, *, size: Size
+) -> dict[str, float]:
+    """Return seconds and test R² of the field's ridge by kernels on the same device."""
+    from himalaya.backend import set_backend
+
+    backend = set_backend("torch_cuda" if size.device.type == "cuda" else "torch")
+    try:
+        alphas = np.logspace(-3, 3, 13)
+        spent = fastest(lambda: kernel_ridge_cv(*held, alphas), device=size.device)
+        fitted = kernel_ridge_cv(*held, alphas)
+        predicted = backend.to_numpy(fitted.predict(torch.from_numpy(test_betas).to(size.device)))
+    finally:
+        set_backend("numpy")
+    error = ((predicted - test_values) ** 2).mean(axis=0)
+    return {"seconds": spent, "r2": float((1 - error / test_values.var(axis=0)).mean())}
 
 
 def measure_training(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield rows a second of every network, every way."""
-    for name, (section, *sizes) in NETWORKS.items():
+    for name in size.of(tuple(NETWORKS), SMALL):
+        section, *sizes = NETWORKS[name]
         rows, voxels, outputs, batch = (size.of(one, max(6, one // 200)) for one in sizes)
         voxels -= voxels % 3
         draw = np.random.default_rng(0)
