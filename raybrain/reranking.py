@@ -47,6 +47,7 @@ def fit_encoding(
     *,
     responses: NDArray[np.floating],
     count: Integers | None = None,
+    device: str | None = None,
 ) -> EncodingModel:
     """Return the encoding model of the training images, a penalty per voxel by leaving one out.
 
@@ -59,13 +60,15 @@ def fit_encoding(
         Standardised betas, one row per image.
     count : ndarray of int, shape (image,), optional
         Repeats averaged in each row of ``responses``.
+    device : str, optional
+        Where torch computes, such as ``cuda``; NumPy does on the CPU when not given.
 
     Raises
     ------
     ValueError
         If no voxel is predicted better than by its mean.
     """
-    factor = factorise(features, count=count)
+    factor = factorise(features, count=count, device=device)
     # Voxels that images do not drive choose the largest penalty, as they should: no warning.
     fit = fit_factor(factor, targets=responses)
     voxels = fit.held_out_r2 > 0

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from raybrain import config, decoders
+from raybrain import cluster, config, decoders
 from raybrain.config import InputError
 from raybrain.decoders import Predicted, TrainedDecoder
 
@@ -120,7 +120,7 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 )
                 first = np.unique(images, return_index=True)[1]
                 self.trained_ = decoders.train_ridge(
-                    examples, targets=targets[first], section=section
+                    examples, targets=targets[first], section=section, device=cluster.gpu()
                 )
             else:
                 self.trained_ = self._network(

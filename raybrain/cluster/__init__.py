@@ -19,7 +19,7 @@ from raybrain.cluster.threads import in_threads
 from raybrain.cluster.train import train
 from raybrain.cluster.tuning import Refit, ranked, refit, search
 from raybrain.cluster.watching import watching
-from raybrain.cluster.worker import device, latest_checkpoint, rank, report, world_size
+from raybrain.cluster.worker import device, gpu, latest_checkpoint, rank, report, world_size
 
 __all__ = [
     "Candidate",
@@ -38,6 +38,7 @@ __all__ = [
     "default_settings",
     "device",
     "draw_units",
+    "gpu",
     "groups_at_once",
     "in_threads",
     "keep_freed_memory",

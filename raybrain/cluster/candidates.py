@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybrain import places
 from raybrain.cluster.study import Candidate
-from raybrain.cluster.worker import Save, TrainSeat, seated
+from raybrain.cluster.worker import Save, TrainSeat, gpu, seated
 
 if TYPE_CHECKING:
     import torch
@@ -127,12 +127,9 @@ class TaskSeat:
 
     def device(self) -> torch.device:
         """Return the GPU that the task was given, or the CPU."""
-        import ray
         import torch
 
-        if ray.get_gpu_ids() and torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
+        return torch.device(gpu() or "cpu")
 
 
 class GroupSeat(TrainSeat):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -51,6 +52,20 @@ def world_size() -> int:
 def device() -> torch.device:
     """Return the GPU that this worker was given, or the CPU."""
     return _seat().device()
+
+
+def gpu() -> str | None:
+    """Return the GPU that Ray gave this process, as torch calls it; None if it gave none.
+
+    In any process: a task, an actor, or one that Ray did not start. torch is imported only if
+    there is a GPU.
+    """
+    ray = sys.modules.get("ray")  # as whatever Ray started has imported
+    if ray is None or not ray.is_initialized() or not ray.get_gpu_ids():
+        return None
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else None
 
 
 class Seat(Protocol):

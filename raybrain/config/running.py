@@ -35,7 +35,8 @@ class Resources(Section):
     """Workers of every stage that runs on Ray."""
 
     tasks: Workers = Workers(max=2)
-    """Tasks without a network or a generator: simulation, ingest, ridge, evaluation."""
+    """Tasks without a network or a generator: simulation, ingest, ridge, evaluation. Ridge computes
+    on the GPU of its task, if ``gpus`` gives it one; a fraction will do."""
     train: Workers = Workers()
     """Workers that fit one network together."""
     generate: Workers = Workers(max=2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from raybrain.config import InputError
+from raybrain.decoders.ridge_arrays import Array, device_of, namespace, place
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.integer]
@@ -262,6 +263,28 @@ class TargetScaler:
     scale: float
     varying: NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, moments: Moments, *, images: int) -> TargetScaler:
+        """Return the scaler of moments over so many images.
+
+        Raises
+        ------
+        InputError
+            If no target varies, as embeddings do not where images have no captions.
+        """
+        if not moments.varying.any():
+            raise InputError(
+                f"none of the {len(moments.mean)} target dimensions varies over {images} images; "
+                f"give the images captions of their own, or set decode.prompt_embeds=null"
+            )
+        spread = moments.deviation[moments.varying].astype(np.float64)
+        return cls(
+            mean=moments.mean,
+            deviation=moments.deviation,
+            scale=float(np.sqrt(np.mean(spread**2))),
+            varying=moments.varying,
+        )
+
     def transform(self, targets: NDArray) -> Floats:
         """Return standardised targets (image, varying dimension)."""
         centred = targets[:, self.varying] - self.mean[self.varying]
@@ -301,58 +324,50 @@ def fit_target_scaler(targets: Rows, *, count: Counts | None = None) -> TargetSc
     ValueError
         If a target is not finite.
     """
-    moments = target_moments(targets, count=count)
-    if not moments.varying.any():
-        raise InputError(
-            f"none of the {targets.shape[1]} target dimensions varies over {targets.shape[0]} "
-            f"images; "
-            f"give the images captions of their own, or set decode.prompt_embeds=null"
-        )
-    spread = moments.deviation[moments.varying].astype(np.float64)
-    return TargetScaler(
-        mean=moments.mean,
-        deviation=moments.deviation,
-        scale=float(np.sqrt(np.mean(spread**2))),
-        varying=moments.varying,
-    )
+    return TargetScaler.of(target_moments(targets, count=count), images=targets.shape[0])
 
 
 @dataclass(frozen=True)
 class Moments:
     """Weighted mean and standard deviation per dimension, and which dimensions vary at all."""
 
-    mean: Floats
-    deviation: Floats
-    varying: NDArray[np.bool_]
+    mean: Array
+    deviation: Array
+    varying: Array
 
 
 def target_moments(targets: Rows, *, count: Counts | None = None) -> Moments:
     """Return the moments of ``targets`` (image, dimension); the deviation of a constant is 0.
+
+    Of a tensor they are tensors on its device.
 
     Raises
     ------
     ValueError
         If a target is not finite.
     """
-    share = np.ones(targets.shape[0]) if count is None else np.asarray(count, np.float64)
+    xp, device = namespace(targets), device_of(targets)
+    weight = np.ones(targets.shape[0]) if count is None else count
+    share = xp.asarray(place(weight, device=device), dtype=xp.float64)
     share = share / share.sum()
     parts = [
         slice(start, start + ROWS_AT_ONCE) for start in range(0, targets.shape[0], ROWS_AT_ONCE)
     ]
-    mean, variance = np.zeros(targets.shape[1]), np.zeros(targets.shape[1])
+    mean = xp.zeros(targets.shape[1], dtype=xp.float64, device=share.device)
+    variance = xp.zeros_like(mean)
     for part in parts:  # a few rows at a time: they may be read from disk
-        mean += share[part] @ targets[part].astype(np.float64)
+        mean += share[part] @ xp.asarray(targets[part], dtype=xp.float64)
     for part in parts:
         variance += share[part] @ (targets[part] - mean) ** 2
-    if not np.isfinite(variance).all():
+    if not xp.isfinite(variance).all():
         raise ValueError(
-            f"{int((~np.isfinite(variance)).sum())} target dimensions hold NaN or infinity; "
+            f"{int((~xp.isfinite(variance)).sum())} target dimensions hold NaN or infinity; "
             f"remake the features"
         )
-    deviation = np.sqrt(variance)
-    varying = deviation > CONSTANT * np.abs(mean)
+    deviation = xp.sqrt(variance)
+    varying = deviation > CONSTANT * xp.abs(mean)
     return Moments(
-        mean=mean.astype(np.float32),
-        deviation=np.where(varying, deviation, 0.0).astype(np.float32),
+        mean=xp.asarray(mean, dtype=xp.float32),
+        deviation=xp.asarray(xp.where(varying, deviation, 0.0), dtype=xp.float32),
         varying=varying,
     )

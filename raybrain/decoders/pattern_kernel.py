@@ -22,6 +22,7 @@ from raybrain import config
 from raybrain.config import InputError
 from raybrain.decoders.examples import Examples
 from raybrain.decoders.normalisation import Counts, Floats
+from raybrain.decoders.ridge_arrays import Array, Device, full_precision, namespace, place
 
 ROWS_AT_ONCE = 1024
 
@@ -76,16 +77,23 @@ class PatternKernel:
             "patterns": self.patterns,
         }
 
-    def rows(self, betas: NDArray) -> Floats:
-        """Return k of patterns (row, voxel) with every training pattern, shape (row, image)."""
-        kernel = np.empty((len(betas), len(self.patterns)), np.float32)
-        for start in range(0, len(betas), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            unit = _unit(betas[part], centre=self.centre, weight=self.weight)
-            np.matmul(unit, self.patterns.T, out=kernel[part])
+    def rows(self, betas: NDArray, *, device: Device = None) -> Array:
+        """Return k of patterns (row, voxel) with every training pattern, shape (row, image).
+
+        Given the name of a device, torch computes there and a tensor stays there.
+        """
+        patterns = place(self.patterns, device=device)
+        xp = namespace(patterns)
+        shape = (len(betas), len(patterns))
+        kernel = xp.empty(shape, dtype=xp.float32, device=patterns.device)
+        with full_precision(device):
+            for start in range(0, len(betas), ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                unit = _unit(betas[part], centre=self.centre, weight=self.weight)
+                xp.matmul(place(unit, device=device), patterns.T, out=kernel[part])
         kernel -= 1.0
         kernel /= self.width
-        return np.exp(kernel, out=kernel)
+        return xp.exp(kernel, out=kernel)
 
 
 def _unit(betas: NDArray, *, centre: Floats, weight: Floats) -> Floats:

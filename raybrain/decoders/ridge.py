@@ -29,8 +29,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raybrain.decoders.normalisation import Floats, Integers, target_moments
-from raybrain.decoders.ridge_factor import BLOCK_BYTES, Factor, factorise
+from raybrain.decoders.normalisation import (
+    Floats,
+    Integers,
+    Moments,
+    TargetScaler,
+    target_moments,
+)
+from raybrain.decoders.ridge_arrays import Array, Device, full_precision, host, namespace, place
+from raybrain.decoders.ridge_factor import Factor, factorise
 from raybrain.decoders.ridge_selection import (
     HeldOut,
     choose_penalties,
@@ -98,7 +105,7 @@ class RidgeBlock:
 def solve_block(
     factor: Factor,
     *,
-    targets: NDArray,
+    targets: Array,
     alphas: Sequence[float] = ALPHAS,
     folds: Integers | None = None,
 ) -> RidgeBlock:
@@ -107,8 +114,8 @@ def solve_block(
     Parameters
     ----------
     factor : Factor
-        From `factorise`.
-    targets : ndarray, shape (image, target)
+        From `factorise`; what is computed, is computed where the factor is.
+    targets : ndarray or tensor, shape (image, target)
     alphas : sequence of float
         Penalties in units of ``factor.mean_eigenvalue``.
     folds : ndarray of int, shape (image,), optional
@@ -126,14 +133,18 @@ def solve_block(
     grid = np.sort(np.asarray(alphas, np.float64))
     if not len(grid) or grid[0] <= 0:
         raise ValueError(f"penalties should be positive, found {list(alphas)}")
-    moments = target_moments(targets, count=factor.count)
-    scale = np.where(moments.varying, moments.deviation, 1.0).astype(np.float32)
-    root = np.sqrt(factor.count).astype(np.float32)[:, None]
-    standard = targets - moments.mean
-    standard *= root / scale
-    standard[:, ~moments.varying] = 0.0
+    with full_precision(factor.device):
+        return _solved(factor, targets=place(targets, device=factor.device), grid=grid, folds=folds)
 
-    penalties = grid * factor.mean_eigenvalue
+
+def _solved(
+    factor: Factor, *, targets: Array, grid: NDArray[np.float64], folds: Integers | None
+) -> RidgeBlock:
+    xp = namespace(targets)
+    moments = target_moments(targets, count=factor.count)
+    scale = xp.asarray(xp.where(moments.varying, moments.deviation, 1.0), dtype=xp.float32)
+    standard = _standardised(targets, moments=moments, scale=scale, factor=factor)
+    penalties = place(grid * factor.mean_eigenvalue, device=factor.device)
     held_out: HeldOut = (
         leave_one_out(factor, penalties=penalties)
         if folds is None
@@ -144,27 +155,42 @@ def solve_block(
         factor, standard=standard, projected=projected, penalties=penalties, held_out=held_out
     )
     weights = _weights(factor, projected=projected, penalty=penalties[chosen.at])
-    weights *= np.where(moments.varying, scale, 0.0).astype(np.float32)
-    spread = np.where(moments.varying, chosen.spread, 1.0)
+    weights *= xp.asarray(xp.where(moments.varying, scale, 0.0), dtype=xp.float32)
+    # First what is large: until then a GPU need not be waited for.
+    weights, varying = host(weights), host(moments.varying)
+    spread = np.where(varying, host(chosen.spread), 1.0)
     return RidgeBlock(
         weights=weights,
-        mean=moments.mean,
-        deviation=moments.deviation,
-        alpha=np.where(moments.varying, grid[chosen.at], np.nan).astype(np.float32),
-        held_out_r2=np.where(moments.varying, 1 - chosen.loss, 0.0).astype(np.float32),
+        mean=host(moments.mean),
+        deviation=host(moments.deviation),
+        alpha=np.where(varying, grid[host(chosen.at)], np.nan).astype(np.float32),
+        held_out_r2=np.where(varying, 1 - host(chosen.loss), 0.0).astype(np.float32),
         gain=(1.0 / np.maximum(spread, LEAST_SPREAD)).astype(np.float32),
     )
 
 
-def _weights(factor: Factor, *, projected: Floats, penalty: NDArray[np.float64]) -> Floats:
+def _standardised(targets: Array, *, moments: Moments, scale: Array, factor: Factor) -> Array:
+    """Return standardised targets times the square root of repeats; 0 where constant."""
+    xp = namespace(targets)
+    root = xp.asarray(xp.sqrt(factor.count), dtype=xp.float32)[:, None]
+    standard = targets - moments.mean
+    if xp is not np:
+        standard = standard.float()  # torch multiplies no float64 with float32
+    standard *= root / scale
+    standard[:, ~moments.varying] = 0.0
+    return standard
+
+
+def _weights(factor: Factor, *, projected: Array, penalty: Array) -> Array:
     """Return weights (voxel, target) in units of the targets' deviations."""
-    spectrum = factor.eigenvalues.astype(np.float32)[:, None]
-    solution = projected / (spectrum + penalty.astype(np.float32))
+    xp = namespace(projected)
+    spectrum = xp.asarray(factor.eigenvalues, dtype=xp.float32)[:, None]
+    solution = projected / (spectrum + xp.asarray(penalty, dtype=xp.float32))
     if factor.form == "dual":
         return factor.right.T @ (factor.left @ solution)
     if factor.form == "kernel":
         return factor.right * (factor.left @ solution)
-    solution *= np.sqrt(spectrum)
+    solution *= xp.sqrt(spectrum)
     return factor.right @ solution
 
 
@@ -186,6 +212,17 @@ class RidgeFit:
         """All weights, shape (voxel, target)."""
         return np.concatenate([read_weights(block) for block in self.blocks], axis=1)
 
+    def scaler(self, *, images: int) -> TargetScaler:
+        """Return the scaler of the targets that were fitted on so many images.
+
+        Raises
+        ------
+        InputError
+            If no target varies.
+        """
+        moments = Moments(mean=self.mean, deviation=self.deviation, varying=self.deviation > 0)
+        return TargetScaler.of(moments, images=images)
+
     def predict(self, betas: NDArray) -> Floats:
         """Return least-squares predictions (image, target) of standardised betas."""
         return predict_linear(betas, centre=self.centre, blocks=self.blocks, mean=self.mean)
@@ -205,13 +242,14 @@ def predict_linear(
 
 
 def fit_ridge(
-    betas: NDArray,
+    betas: Array,
     *,
-    targets: NDArray,
+    targets: Array,
     count: Integers | None = None,
     alphas: Sequence[float] = ALPHAS,
     folds: Integers | None = None,
-    memory: int = BLOCK_BYTES,
+    memory: int | None = None,
+    device: Device = None,
 ) -> RidgeFit:
     """Return ridge regression of every target, each at its own best penalty.
 
@@ -219,9 +257,9 @@ def fit_ridge(
 
     Parameters
     ----------
-    betas : ndarray, shape (image, voxel)
+    betas : ndarray or tensor, shape (image, voxel)
         Standardised betas.
-    targets : ndarray, shape (image, target)
+    targets : ndarray or tensor, shape (image, target)
         Anything that slices like an array, such as a memory map: read a block at a time.
     count : ndarray of int, shape (image,), optional
         Repeats averaged in each row.
@@ -229,10 +267,12 @@ def fit_ridge(
         Penalties in units of the mean eigenvalue.
     folds : ndarray of int, shape (image,), optional
         Images with the same number are left out together; one at a time when not given.
-    memory : int
-        Bytes of working memory for one block of targets.
+    memory : int, optional
+        Bytes of working memory for one block of targets; see `Factor.targets_per_block`.
+    device : str, optional
+        Where torch computes, such as ``cuda``; NumPy does on the CPU when not given.
     """
-    factor = factorise(betas, count=count)
+    factor = factorise(betas, count=count, device=device)
     fit = fit_factor(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
     warn_at_edges(fit.alpha, alphas=alphas)
     return fit
@@ -241,31 +281,33 @@ def fit_ridge(
 def fit_factor(
     factor: Factor,
     *,
-    targets: NDArray,
+    targets: Array,
     alphas: Sequence[float] = ALPHAS,
     folds: Integers | None = None,
-    memory: int = BLOCK_BYTES,
+    memory: int | None = None,
 ) -> RidgeFit:
     """Return the solution of all targets of what is factorised already, without a warning.
 
     Parameters as in `fit_ridge`.
     """
     blocks = solve_blocks(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
-    return join_blocks(list(blocks), centre=factor.centre)
+    return join_blocks(list(blocks), centre=host(factor.centre))
 
 
 def solve_blocks(
     factor: Factor,
     *,
-    targets: NDArray,
+    targets: Array,
     alphas: Sequence[float] = ALPHAS,
     folds: Integers | None = None,
-    memory: int = BLOCK_BYTES,
+    memory: int | None = None,
 ) -> Iterator[RidgeBlock]:
     """Yield the solution of one block of targets after another, in order."""
     size = factor.targets_per_block(memory)
     for start in range(0, targets.shape[1], size):
-        block = np.asarray(targets[:, start : start + size])
+        block = targets[:, start : start + size]
+        if namespace(block) is np:
+            block = np.asarray(block)
         yield solve_block(factor, targets=block, alphas=alphas, folds=folds)
 
 

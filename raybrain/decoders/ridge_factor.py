@@ -7,17 +7,31 @@ that of the kernel, centred and multiplied likewise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import linalg
 
-from raybrain.decoders.normalisation import CONSTANT, Floats, Integers
+from raybrain.decoders.normalisation import CONSTANT, Integers
+from raybrain.decoders.ridge_arrays import (
+    Array,
+    Device,
+    device_of,
+    eigenpairs,
+    full_precision,
+    namespace,
+    place,
+    row_squares,
+)
 
 BLOCK_BYTES = 512 * 2**20
-"""Working memory of one block of targets."""
+"""Working memory of one block of targets on the CPU."""
+
+FREE_SHARE = 0.5
+"""Of a GPU's free memory, what a block of targets may take: another task may share the GPU."""
+
+TARGETS_ON_GPU = 8192
+"""Targets of a block that keep a GPU busy; more would only make the files of a decoder larger."""
 
 ROWS_AT_ONCE = 512
 
@@ -41,33 +55,74 @@ class Factor:
     eigenvalues : ndarray of float64, shape (component,)
     mean_eigenvalue : float
         Unit of the penalties: the trace over the rank.
+
+    Notes
+    -----
+    The arrays are tensors where a GPU solves. Ray's object store is to hold ndarrays: a tensor in a
+    GPU's memory means nothing to a process that has another GPU, or none.
     """
 
     form: Literal["primal", "dual", "kernel"]
-    centre: Floats
-    count: NDArray[np.float64]
-    left: Floats
-    right: Floats
-    eigenvalues: NDArray[np.float64]
+    centre: Array
+    count: Array
+    left: Array
+    right: Array
+    eigenvalues: Array
     mean_eigenvalue: float
 
-    def targets_per_block(self, memory: int = BLOCK_BYTES) -> int:
-        """Return how many targets `solve_block` can take within ``memory`` bytes."""
+    @property
+    def device(self) -> Device:
+        """Where `solve_block` computes with it; None is NumPy."""
+        return device_of(self.left)
+
+    def on(self, device: Device) -> Factor:
+        """Return the factor with its arrays on a device, or with ndarrays if None."""
+        return replace(
+            self,
+            centre=place(self.centre, device=device),
+            count=place(self.count, device=device),
+            left=place(self.left, device=device),
+            right=place(self.right, device=device),
+            eigenvalues=place(self.eigenvalues, device=device),
+        )
+
+    def targets_per_block(self, memory: int | None = None) -> int:
+        """Return how many targets `solve_block` can take within ``memory`` bytes.
+
+        When not given, within 512 MiB on the CPU, and half of what is free on a GPU.
+        """
         images, components = self.left.shape
         # Standardised targets, residuals and held-out predictions; projections and solutions.
         numbers = 5 * images + 4 * components + len(self.centre)
-        return max(16, memory // (4 * numbers))
+        memory = working_memory(self.device) if memory is None else memory
+        width = max(16, memory // (4 * numbers))
+        return width if self.device is None else min(width, TARGETS_ON_GPU)
 
 
-def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
-    """Return the eigendecomposition of the smaller Gram matrix of ``betas``, in float64.
+def working_memory(device: Device) -> int:
+    """Return how many bytes a block of targets may take."""
+    if device is None or not device.startswith("cuda"):
+        return BLOCK_BYTES
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    # Of its own process' memory torch keeps what it has freed, and hands it out again.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(FREE_SHARE * (free + kept))
+
+
+def factorise(betas: Array, *, count: Integers | None = None, device: Device = None) -> Factor:
+    """Return the eigendecomposition of the smaller Gram matrix of ``betas``, which is in float64.
 
     Parameters
     ----------
-    betas : ndarray, shape (image, voxel)
+    betas : ndarray or tensor, shape (image, voxel)
         Standardised betas, one row per image (or per trial).
     count : ndarray of int, shape (image,), optional
         Repeats averaged in each row; 1 when not given.
+    device : str, optional
+        Where torch computes, such as ``cuda``, and where the factor stays; NumPy does on the CPU
+        when not given.
 
     Raises
     ------
@@ -75,23 +130,30 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
         If there are fewer than three rows, or no voxel varies.
     """
     images, voxels = betas.shape
-    weight = _weight(count, images=images)
+    weight = _weight(count, images=images, device=device)
     if voxels == 0:
         raise ValueError("ridge needs at least one voxel, found none; choose other ROIs")
-    root = np.sqrt(weight)
+    with full_precision(device):
+        return _factorised(place(betas, device=device), weight=weight)
+
+
+def _factorised(betas: Array, *, weight: Array) -> Factor:
+    xp = namespace(betas)
+    images, voxels = betas.shape
+    root = xp.sqrt(weight)
     centre = _centre(betas, weight=weight / weight.sum())
-    if not np.isfinite(centre).all():
-        raise ValueError(f"{int((~np.isfinite(centre)).sum())} voxels hold NaN or infinity")
+    if not xp.isfinite(centre).all():
+        raise ValueError(f"{int((~xp.isfinite(centre)).sum())} voxels hold NaN or infinity")
     form: Literal["primal", "dual"] = "primal" if voxels <= images else "dual"
     decompose = _decompose_primal if form == "primal" else _decompose_dual
     left, right, eigenvalues = decompose(betas, centre=centre, root=root)
-    energy = weight @ np.einsum("iv,iv->i", betas, betas, dtype=np.float64)
+    energy = weight @ row_squares(betas)
     if eigenvalues.sum() <= CONSTANT**2 * energy:
         raise ValueError(f"none of the {voxels} voxels varies over {images} training images")
     rank = min(images - 1, len(eigenvalues))
     return Factor(
         form=form,
-        centre=centre.astype(np.float32),
+        centre=xp.asarray(centre, dtype=xp.float32),
         count=weight,
         left=left,
         right=right,
@@ -100,7 +162,9 @@ def factorise(betas: NDArray, *, count: Integers | None = None) -> Factor:
     )
 
 
-def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Factor:
+def factorise_kernel(
+    kernel: Array, *, count: Integers | None = None, device: Device = None
+) -> Factor:
     """Return the factor of any positive semi-definite kernel, which predicts from rows of it.
 
     Because solutions are orthogonal to the intercept, centring the kernel of new rows comes down to
@@ -109,21 +173,30 @@ def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Facto
 
     Parameters
     ----------
-    kernel : ndarray, shape (image, image)
+    kernel : ndarray or tensor, shape (image, image)
         Symmetric.
     count : ndarray of int, shape (image,), optional
         Repeats averaged in each row; 1 when not given.
+    device : str, optional
+        As for `factorise`.
 
     Raises
     ------
     ValueError
         If there are fewer than three rows, one is not finite, or all are alike.
     """
-    images = len(kernel)
-    weight = _weight(count, images=images)
-    if not np.isfinite(kernel).all():
+    weight = _weight(count, images=len(kernel), device=device)
+    with full_precision(device):
+        return _factorised_kernel(place(kernel, device=device), weight=weight)
+
+
+def _factorised_kernel(kernel: Array, *, weight: Array) -> Factor:
+    xp, images = namespace(kernel), len(kernel)
+    if not xp.isfinite(kernel).all():
         raise ValueError("the kernel holds NaN or infinity")
-    root, share = np.sqrt(weight), weight / weight.sum()
+    root, share = xp.sqrt(weight), weight / weight.sum()
+    if xp is not np:
+        kernel = kernel.double()  # which NumPy makes of it piece by piece, below
     mean = kernel @ share
     centred = kernel - mean[:, None]
     centred -= mean
@@ -131,57 +204,61 @@ def factorise_kernel(kernel: NDArray, *, count: Integers | None = None) -> Facto
     centred *= root[:, None]
     centred *= root
     left, eigenvalues = _off_the_intercept(centred, root=root)
-    if eigenvalues.sum() <= CONSTANT**2 * (weight @ np.diagonal(kernel)):
+    if eigenvalues.sum() <= CONSTANT**2 * (weight @ kernel.diagonal()):
         raise ValueError(f"the patterns of all {images} training images are alike")
     return Factor(
         form="kernel",
-        centre=mean.astype(np.float32),
+        centre=xp.asarray(mean, dtype=xp.float32),
         count=weight,
         left=left,
-        right=root[:, None].astype(np.float32),
+        right=xp.asarray(root[:, None], dtype=xp.float32),
         eigenvalues=eigenvalues,
         mean_eigenvalue=float(eigenvalues.sum() / (images - 1)),
     )
 
 
-def _weight(count: Integers | None, *, images: int) -> NDArray[np.float64]:
+def _weight(count: Integers | None, *, images: int, device: Device) -> Array:
     if images < 3:
         raise ValueError(f"ridge needs at least 3 training images, found {images}")
-    return np.ones(images) if count is None else np.asarray(count, np.float64)
+    weight = np.ones(images) if count is None else np.asarray(count, np.float64)
+    return place(weight, device=device)
 
 
-def _centre(betas: NDArray, *, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    total = np.zeros(betas.shape[1])
+def _centre(betas: Array, *, weight: Array) -> Array:
+    xp = namespace(betas)
+    total = xp.zeros(betas.shape[1], dtype=xp.float64, device=betas.device)
     for start in range(0, len(betas), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        total += weight[part] @ betas[part].astype(np.float64)
+        total += weight[part] @ xp.asarray(betas[part], dtype=xp.float64)
     return total
 
 
-Decomposition = tuple[Floats, Floats, NDArray[np.float64]]
+Decomposition = tuple[Array, Array, Array]
 
 
-def _decompose_primal(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomposition:
+def _decompose_primal(betas: Array, *, centre: Array, root: Array) -> Decomposition:
+    xp = namespace(betas)
     images, voxels = betas.shape
-    gram = np.zeros((voxels, voxels))
+    gram = xp.zeros((voxels, voxels), dtype=xp.float64, device=betas.device)
     step = max(1, 2**26 // (8 * voxels))
     for start in range(0, images, step):
         rows = _weighted(betas[start : start + step], centre, root[start : start + step])
         gram += rows.T @ rows
-    eigenvalues, basis = linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+    eigenvalues, basis = eigenpairs(gram)
     real = eigenvalues > eigenvalues[-1] * voxels * np.finfo(np.float64).eps
     eigenvalues, basis = eigenvalues[real], basis[:, real]
-    left = np.empty((images, len(eigenvalues)), np.float32)
+    left = xp.empty((images, len(eigenvalues)), dtype=xp.float32, device=betas.device)
     for start in range(0, images, step):
         rows = _weighted(betas[start : start + step], centre, root[start : start + step])
-        left[start : start + step] = (rows @ basis) / np.sqrt(eigenvalues)
-    return left, basis.astype(np.float32), eigenvalues
+        left[start : start + step] = (rows @ basis) / xp.sqrt(eigenvalues)
+    return left, xp.asarray(basis, dtype=xp.float32), eigenvalues
 
 
-def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomposition:
+def _decompose_dual(betas: Array, *, centre: Array, root: Array) -> Decomposition:
+    xp = namespace(betas)
     images, voxels = betas.shape
-    kernel = np.zeros((images, images))
-    weighted = np.empty((images, voxels), np.float32)
+    kernel = xp.zeros((images, images), dtype=xp.float64, device=betas.device)
+    weighted = xp.empty((images, voxels), dtype=xp.float32, device=betas.device)
     step = max(1, 2**27 // (8 * images))
     for start in range(0, voxels, step):
         part = slice(start, start + step)
@@ -192,19 +269,14 @@ def _decompose_dual(betas: NDArray, *, centre: NDArray, root: NDArray) -> Decomp
     return left, weighted, eigenvalues
 
 
-def _off_the_intercept(
-    kernel: NDArray[np.float64], *, root: NDArray
-) -> tuple[Floats, NDArray[np.float64]]:
+def _off_the_intercept(kernel: Array, *, root: Array) -> tuple[Array, Array]:
     """Return the eigenvectors and values of a centred kernel, which is overwritten, but one."""
-    # The intercept's direction has eigenvalue 0, like any other null direction; lifted above all
-    # others it comes out as the last eigenvector and can be left out exactly.
-    intercept = root / np.linalg.norm(root)
-    kernel += 2 * np.trace(kernel) * np.outer(intercept, intercept)
-    eigenvalues, basis = linalg.eigh(kernel, overwrite_a=True, check_finite=False, driver="evd")
-    return basis[:, :-1].astype(np.float32), np.maximum(eigenvalues[:-1], 0.0)
+    xp = namespace(kernel)
+    eigenvalues, basis = eigenpairs(kernel, without=root / xp.linalg.norm(root))
+    return xp.asarray(basis, dtype=xp.float32), xp.clip(eigenvalues, 0.0, None)
 
 
-def _weighted(betas: NDArray, centre: NDArray, root: NDArray) -> NDArray[np.float64]:
+def _weighted(betas: Array, centre: Array, root: Array) -> Array:
     rows = betas - centre  # float64, as the centre is
     rows *= root[:, None]
     return rows

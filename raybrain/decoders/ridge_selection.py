@@ -9,14 +9,14 @@ is that of computing them all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import linalg
 
-from raybrain.decoders.normalisation import Floats, Integers
+from raybrain.decoders.normalisation import Integers
+from raybrain.decoders.ridge_arrays import Array, column_squares, inverse, namespace, place
 from raybrain.decoders.ridge_factor import Factor
 
 SLACK = 1e-5
@@ -29,10 +29,10 @@ class HeldOut(Protocol):
     """Turns residuals of the fit into those of images that were left out."""
 
     @property
-    def enlargement(self) -> NDArray[np.float64]:
+    def enlargement(self) -> Array:
         """A lower bound on held-out over fitted squared error, shape (penalty,)."""
 
-    def errors(self, residual: Floats, *, at: int) -> Floats:
+    def errors(self, residual: Array, *, at: int) -> Array:
         """Return held-out errors (image, target) of fitted ``residual`` at one penalty."""
 
 
@@ -40,15 +40,16 @@ class HeldOut(Protocol):
 class LeaveOneOut:
     """One image at a time: its residual over the share of its own error that it shows."""
 
-    retained: Floats
+    retained: Array
     """1 - leverage, shape (penalty, image)."""
 
     @property
-    def enlargement(self) -> NDArray[np.float64]:
+    def enlargement(self) -> Array:
         """See `HeldOut`."""
-        return 1.0 / self.retained.max(axis=1).astype(np.float64) ** 2
+        xp = namespace(self.retained)
+        return 1.0 / xp.asarray(xp.amax(self.retained, axis=1), dtype=xp.float64) ** 2
 
-    def errors(self, residual: Floats, *, at: int) -> Floats:
+    def errors(self, residual: Array, *, at: int) -> Array:
         """See `HeldOut`."""
         return residual / self.retained[at][:, None]
 
@@ -57,32 +58,33 @@ class LeaveOneOut:
 class LeaveFoldsOut:
     """All images of a fold together: (I - H_gg)^-1 times their residuals."""
 
-    images: tuple[NDArray[np.intp], ...]
+    images: tuple[Array, ...]
     """Rows of each fold."""
-    inverses: tuple[tuple[Floats, ...], ...]
+    inverses: tuple[tuple[Array, ...], ...]
     """Of I - H_gg, by penalty and fold."""
 
     @property
-    def enlargement(self) -> NDArray[np.float64]:
+    def enlargement(self) -> Array:
         """See `HeldOut`; the eigenvalues of I - H_gg are at most 1."""
-        return np.ones(len(self.inverses))
+        first = self.inverses[0][0]
+        xp = namespace(first)
+        return xp.ones(len(self.inverses), dtype=xp.float64, device=first.device)
 
-    def errors(self, residual: Floats, *, at: int) -> Floats:
+    def errors(self, residual: Array, *, at: int) -> Array:
         """See `HeldOut`."""
-        result = np.empty_like(residual)
-        for rows, inverse in zip(self.images, self.inverses[at], strict=True):
-            result[rows] = inverse @ residual[rows]
+        result = namespace(residual).empty_like(residual)
+        for rows, enlarge in zip(self.images, self.inverses[at], strict=True):
+            result[rows] = enlarge @ residual[rows]
         return result
 
 
-def leave_one_out(factor: Factor, *, penalties: NDArray[np.float64]) -> LeaveOneOut:
+def leave_one_out(factor: Factor, *, penalties: Array) -> LeaveOneOut:
     """Return what leaving out one image at a time does to residuals, for every penalty."""
-    return LeaveOneOut(retained=_retained(factor, penalties).astype(np.float32))
+    xp = namespace(penalties)
+    return LeaveOneOut(retained=xp.asarray(_retained(factor, penalties), dtype=xp.float32))
 
 
-def leave_folds_out(
-    factor: Factor, *, penalties: NDArray[np.float64], folds: Integers
-) -> LeaveFoldsOut:
+def leave_folds_out(factor: Factor, *, penalties: Array, folds: Integers) -> LeaveFoldsOut:
     """Return what leaving out all images of a fold does to residuals, for every penalty.
 
     Raises
@@ -95,7 +97,9 @@ def leave_folds_out(
             f"folds should number {len(factor.left)} images with at least 2 different numbers, "
             f"found {len(folds)} numbers of which {len(np.unique(folds))} differ"
         )
-    images = tuple(np.flatnonzero(folds == name) for name in np.unique(folds))
+    images = tuple(
+        place(np.flatnonzero(folds == name), device=factor.device) for name in np.unique(folds)
+    )
     inverses = []
     for penalty in penalties:
         share = factor.eigenvalues / (factor.eigenvalues + penalty)
@@ -104,19 +108,21 @@ def leave_folds_out(
     return LeaveFoldsOut(images=images, inverses=tuple(inverses))
 
 
-def _inverse(factor: Factor, rows: NDArray[np.intp], spectrum: NDArray[np.float64]) -> Floats:
-    basis = factor.left[rows].astype(np.float64)
+def _inverse(factor: Factor, rows: Array, spectrum: Array) -> Array:
+    xp = namespace(factor.left)
+    basis = xp.asarray(factor.left[rows], dtype=xp.float64)
     block = (basis * spectrum) @ basis.T
     if factor.form == "primal":
-        intercept = np.sqrt(factor.count[rows] / factor.count.sum())
-        block = np.eye(len(rows)) - np.outer(intercept, intercept) - block
-    inverse = linalg.inv(block, overwrite_a=True, check_finite=False, assume_a="pos")
-    return inverse.astype(np.float32)
+        intercept = xp.sqrt(factor.count[rows] / factor.count.sum())
+        one = xp.eye(len(rows), dtype=xp.float64, device=block.device)
+        block = one - xp.outer(intercept, intercept) - block
+    return xp.asarray(inverse(block), dtype=xp.float32)
 
 
-def _retained(factor: Factor, penalties: NDArray[np.float64]) -> NDArray[np.float64]:
+def _retained(factor: Factor, penalties: Array) -> Array:
     """Return 1 - leverage, shape (penalty, image)."""
-    square = factor.left.astype(np.float64) ** 2
+    xp = namespace(factor.left)
+    square = xp.asarray(factor.left, dtype=xp.float64) ** 2
     share = factor.eigenvalues / (factor.eigenvalues + penalties[:, None])
     if factor.form != "primal":
         # A complete basis: summing what is kept avoids 1 minus almost 1 at small penalties.
@@ -130,28 +136,28 @@ class Chosen:
 
     Attributes
     ----------
-    at : ndarray of int, shape (target,)
+    at : array of int, shape (target,)
         Position among the penalties.
-    loss : ndarray of float64, shape (target,)
+    loss : array of float64, shape (target,)
         Held-out squared error, weighted by repeats, in units of the target's variance.
-    spread : ndarray of float64, shape (target,)
+    spread : array of float64, shape (target,)
         Standard deviation of the held-out predictions, in units of the target's.
     computed : float
         Share of all (penalty, target) pairs whose loss had to be computed.
     """
 
-    at: NDArray[np.intp]
-    loss: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    at: Array
+    loss: Array
+    spread: Array
     computed: float
 
 
 def choose_penalties(
     factor: Factor,
     *,
-    standard: Floats,
-    projected: Floats,
-    penalties: NDArray[np.float64],
+    standard: Array,
+    projected: Array,
+    penalties: Array,
     held_out: HeldOut,
 ) -> Chosen:
     """Return for each target the penalty with the least held-out error; of equals the largest.
@@ -159,84 +165,105 @@ def choose_penalties(
     Parameters
     ----------
     factor : Factor
-    standard : ndarray of float32, shape (image, target)
+        All arrays are where it is.
+    standard : array of float32, shape (image, target)
         Standardised targets times the square root of repeats.
-    projected : ndarray of float32, shape (component, target)
+    projected : array of float32, shape (component, target)
         ``factor.left.T @ standard``.
-    penalties : ndarray of float64, shape (penalty,)
+    penalties : array of float64, shape (penalty,)
         Ascending.
     held_out : HeldOut
     """
+    xp = namespace(standard)
     total = factor.count.sum()
     fitted = _fitted_loss(factor, standard=standard, projected=projected, penalties=penalties)
-    bound = np.maximum(fitted - SLACK * total, 0.0) * held_out.enlargement[:, None]
+    bound = xp.clip(fitted - SLACK * total, 0.0, None) * held_out.enlargement[:, None]
     freedom = _retained(factor, penalties).mean(axis=1)[:, None]
     # Generalised cross-validation (Golub, Heath & Wahba 1979) is where to start.
-    start = len(penalties) - 1 - np.argmin((fitted / freedom**2)[::-1], axis=0)
+    start = len(penalties) - 1 - xp.argmin(xp.flip(fitted / freedom**2, (0,)), axis=0)
 
     targets = standard.shape[1]
-    best, spread = np.full(targets, np.inf), np.zeros(targets)
-    at = start.copy()
+    best = xp.full((targets,), np.inf, dtype=xp.float64, device=standard.device)
+    spread = xp.zeros_like(best)
+    at = xp.asarray(start, copy=True)
     computed = 0
-    for step in sorted(range(-len(penalties) + 1, len(penalties)), key=abs):
-        tried = start + step
-        inside = (tried >= 0) & (tried < len(penalties))
-        for penalty in np.unique(tried[inside]):
-            columns = np.flatnonzero(tried == penalty)
-            columns = columns[bound[penalty, columns] <= best[columns]]
-            if not len(columns):
-                continue
-            computed += len(columns)
-            own = standard[:, columns]
-            residual = _fitted_residual(
-                factor, standard=own, projected=projected[:, columns], penalty=penalties[penalty]
-            )
-            errors = held_out.errors(residual, at=penalty)
-            loss = _sum_of_squares(errors)
-            better = (loss < best[columns]) | ((loss == best[columns]) & (penalty > at[columns]))
-            best[columns[better]] = loss[better]
-            at[columns[better]] = penalty
-            # While the errors are at hand: computing them again would cost another product.
-            found = _spread(np.subtract(own, errors, out=own), count=factor.count)
-            spread[columns[better]] = found[better]
+    rounds = _nearest_first if xp is np else _estimate_first
+    for penalty, near in rounds(start, len(penalties)):
+        columns = near[bound[penalty, near] <= best[near]]
+        if not len(columns):
+            continue
+        computed += len(columns)
+        own = standard[:, columns]
+        residual = _fitted_residual(
+            factor, standard=own, projected=projected[:, columns], penalty=penalties[penalty]
+        )
+        errors = held_out.errors(residual, at=penalty)
+        loss = _sum_of_squares(errors)
+        before = best[columns]
+        better = (loss < before) | ((loss == before) & (penalty > at[columns]))
+        best[columns] = xp.where(better, loss, before)
+        at[columns] = xp.where(better, penalty, at[columns])
+        # While the errors are at hand: computing them again would cost another product.
+        own -= errors
+        spread[columns] = xp.where(better, _spread(own, count=factor.count), spread[columns])
     return Chosen(
         at=at, loss=best / total, spread=spread, computed=computed / (targets * len(penalties))
     )
 
 
-def _fitted_loss(
-    factor: Factor, *, standard: Floats, projected: Floats, penalties: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _nearest_first(start: Array, penalties: int) -> Iterator[tuple[int, Array]]:
+    """Yield a penalty and targets to try it on, outwards from ``start``: bounds spare the most."""
+    for step in sorted(range(-penalties + 1, penalties), key=abs):
+        tried = start + step
+        for penalty in np.unique(tried[(tried >= 0) & (tried < penalties)]):
+            yield int(penalty), np.flatnonzero(tried == penalty)
+
+
+def _estimate_first(start: Array, penalties: int) -> Iterator[tuple[int, Array]]:
+    """Yield a penalty and targets to try it on, ``start`` and then all others: few large products.
+
+    A GPU computes a few penalties more in less time than it takes many small products.
+    """
+    xp = namespace(start)
+    for penalty in range(penalties):
+        yield penalty, xp.where(start == penalty)[0]
+    for penalty in range(penalties):
+        yield penalty, xp.where(start != penalty)[0]
+
+
+def _fitted_loss(factor: Factor, *, standard: Array, projected: Array, penalties: Array) -> Array:
     """Return the sum of squared residuals, shape (penalty, target), from projections alone."""
+    xp = namespace(projected)
     square = projected**2
     left_over = penalties[:, None] / (factor.eigenvalues + penalties[:, None])
-    inside = (left_over**2).astype(np.float32) @ square
+    inside = xp.asarray(left_over**2, dtype=xp.float32) @ square
     if factor.form != "primal":
-        return inside.astype(np.float64)
-    outside = _sum_of_squares(standard) - square.sum(axis=0, dtype=np.float64)
-    return inside + np.maximum(outside, 0.0)
+        return xp.asarray(inside, dtype=xp.float64)
+    outside = _sum_of_squares(standard) - square.sum(axis=0, dtype=xp.float64)
+    return inside + xp.clip(outside, 0.0, None)
 
 
-def _fitted_residual(
-    factor: Factor, *, standard: Floats, projected: Floats, penalty: float
-) -> Floats:
+def _fitted_residual(factor: Factor, *, standard: Array, projected: Array, penalty: Array) -> Array:
     """Return residuals (image, target) of the fit to all images at one penalty."""
+    xp = namespace(projected)
     share = factor.eigenvalues / (factor.eigenvalues + penalty)
     if factor.form != "primal":
-        return factor.left @ (projected * (1.0 - share).astype(np.float32)[:, None])
-    fit = factor.left @ (projected * share.astype(np.float32)[:, None])
-    return np.subtract(standard, fit, out=fit)
+        shown = xp.asarray(1.0 - share, dtype=xp.float32)
+        return factor.left @ (projected * shown[:, None])
+    fit = factor.left @ (projected * xp.asarray(share, dtype=xp.float32)[:, None])
+    return xp.subtract(standard, fit, out=fit)
 
 
-def _spread(weighted: Floats, *, count: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spread(weighted: Array, *, count: Array) -> Array:
     """Return standard deviations of predictions given times the square root of repeats."""
-    mean = np.sqrt(count).astype(np.float32) @ weighted / count.sum()
-    return np.sqrt(np.maximum(_sum_of_squares(weighted) / count.sum() - mean**2, 0.0))
+    xp = namespace(weighted)
+    mean = xp.asarray(xp.sqrt(count), dtype=xp.float32) @ weighted / count.sum()
+    return xp.sqrt(xp.clip(_sum_of_squares(weighted) / count.sum() - mean**2, 0.0, None))
 
 
-def _sum_of_squares(errors: Floats) -> NDArray[np.float64]:
-    total = np.zeros(errors.shape[1])
+def _sum_of_squares(errors: Array) -> Array:
+    xp = namespace(errors)
+    total = xp.zeros(errors.shape[1], dtype=xp.float64, device=errors.device)
     for start in range(0, len(errors), ROWS_AT_ONCE):
-        rows = errors[start : start + ROWS_AT_ONCE]
-        total += np.einsum("it,it->t", rows, rows)
+        total += column_squares(errors[start : start + ROWS_AT_ONCE])
     return total

@@ -42,6 +42,7 @@ from raybrain.decoders.ridge import (
     read_weights,
     warn_at_edges,
 )
+from raybrain.decoders.ridge_arrays import Device
 from raybrain.decoders.ridge_factor import Factor, factorise, factorise_kernel
 from raybrain.decoders.sharing import read_arrays, weights_name
 from raybrain.decoders.wiring import Wiring
@@ -336,7 +337,7 @@ def _within(arrays: Mapping[str, NDArray], prefix: str) -> dict[str, NDArray]:
 
 
 def train_ridge(
-    examples: Examples, *, targets: NDArray, section: config.ClosedForm
+    examples: Examples, *, targets: NDArray, section: config.ClosedForm, device: Device = None
 ) -> TrainedDecoder:
     """Return a ridge decoder, each dimension at the penalty with the least held-out error.
 
@@ -349,6 +350,8 @@ def train_ridge(
     targets : ndarray, shape (row, dimension)
         True targets of ``examples.image_id``.
     section : config.Ridge or config.KernelRidge
+    device : str, optional
+        Where torch computes, such as ``cuda``; NumPy does on the CPU when not given.
     """
     if len(np.unique(examples.image_id)) < len(examples.image_id):
         # The repeats of an image must be left out together; their weighted mean gives the same fit.
@@ -361,7 +364,7 @@ def train_ridge(
             count=averaged.count,
             repeats="average",
         )
-    regressors = Regressors.of(examples, section=section)
+    regressors = Regressors.of(examples, section=section, device=device)
     decoder = decoder_from_ridge(
         fit_factor(regressors.factor, targets=targets, alphas=penalties_of(section)),
         examples=examples,
@@ -400,7 +403,9 @@ class Regressors:
     kernel: PatternKernel | None
 
     @classmethod
-    def of(cls, examples: Examples, *, section: config.ClosedForm) -> Regressors:
+    def of(
+        cls, examples: Examples, *, section: config.ClosedForm, device: Device = None
+    ) -> Regressors:
         """Return those that a decoder's section asks for.
 
         Parameters
@@ -408,17 +413,24 @@ class Regressors:
         examples : Examples
             With ``rois`` and ``ceiling`` as far as a kernel's section uses them.
         section : config.Ridge or config.KernelRidge
+        device : str, optional
+            Where torch computes and the factor stays; NumPy does on the CPU when not given.
         """
         betas = examples.betas[:]
         if not isinstance(section, config.KernelRidge):
-            return cls(factorise(betas, count=examples.count), None)
+            return cls(factorise(betas, count=examples.count, device=device), None)
         kernel = PatternKernel.fit(
             betas,
             count=examples.count,
             weight=voxel_weights(examples, section=section),
             width=section.width,
         )
-        return cls(factorise_kernel(kernel.rows(betas), count=examples.count), kernel)
+        among = kernel.rows(betas, device=device)
+        return cls(factorise_kernel(among, count=examples.count, device=device), kernel)
+
+    def on(self, device: Device) -> Regressors:
+        """Return them with the factor on a device; see `Factor.on`."""
+        return replace(self, factor=self.factor.on(device))
 
     def rows(self, betas: Floats) -> Floats:
         """Return what other z-scored betas (row, voxel) are predicted from."""

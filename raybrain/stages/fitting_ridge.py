@@ -13,6 +13,7 @@ from raybrain.decoders import (
     Regressors,
     TrainedDecoder,
     decoder_from_ridge,
+    fit_factor,
     fit_target_scaler,
     join_blocks,
     penalties_of,
@@ -55,23 +56,28 @@ def fit_ridge_of(data: Data, *, section: ClosedForm) -> TrainedDecoder:
         estimate_ceiling=wants_ceiling(section),
     )
     targets = data.truth(examples.image_id)
-    regressors = Regressors.of(examples, section=section)
+    gpu = cluster.gpu()
+    regressors = Regressors.of(examples, section=section, device=gpu)
     factor = regressors.factor
     folds = opened.trials["run"].to_numpy() if by_category else None
-    width = min(TARGETS_PER_TASK, factor.targets_per_block())
-    blocks = cluster.map_tasks(
-        functools.partial(_solve, factor=factor, alphas=penalties_of(section), folds=folds),
-        [targets[:, start : start + width] for start in range(0, targets.shape[1], width)],
-        workers=data.experiment.resources.tasks,
-        description="ridge",
-    )
-    fitted = join_blocks(blocks, centre=factor.centre)
+    if gpu is not None:
+        # Block after block here, where the factor is: another task would have to wait for a GPU
+        # that this one holds, and copying the factor to it takes longer than solving a block.
+        fitted = fit_factor(factor, targets=targets, alphas=penalties_of(section), folds=folds)
+        scaler = fitted.scaler(images=len(targets))
+    else:
+        width = min(TARGETS_PER_TASK, factor.targets_per_block())
+        blocks = cluster.map_tasks(
+            functools.partial(_solve, factor=factor, alphas=penalties_of(section), folds=folds),
+            [targets[:, start : start + width] for start in range(0, targets.shape[1], width)],
+            # Without a GPU, which this task may hold though torch cannot use it.
+            workers=data.experiment.resources.tasks.model_copy(update={"gpus": 0.0}),
+            description="ridge",
+        )
+        fitted = join_blocks(blocks, centre=factor.centre)
+        scaler = fit_target_scaler(targets, count=examples.count)
     return decoder_from_ridge(
-        fitted,
-        examples=examples,
-        targets=fit_target_scaler(targets, count=examples.count),
-        section=section,
-        kernel=regressors.kernel,
+        fitted, examples=examples, targets=scaler, section=section, kernel=regressors.kernel
     )
 
 

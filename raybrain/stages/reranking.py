@@ -92,7 +92,9 @@ def _by_encoding(
     shown = training.images.index[examples.image_id].tolist()
     seen = {kind: store.read_rows(sources.features, kind, image_ids=shown) for kind in samples}
     features, candidates = side_by_side(seen, samples)
-    model = fit_encoding(features, responses=examples.betas[:], count=examples.count)
+    model = fit_encoding(
+        features, responses=examples.betas[:], count=examples.count, device=cluster.gpu()
+    )
     measured = examples.like(
         test.betas(voxels=mask),
         session=test.trials["session"].to_numpy(),

@@ -420,12 +420,13 @@ def _ridge(
 ) -> tuple[float, float, None]:
     """Return the validation loss of ridge fitted on training images, and its size."""
     examples, validation = _examples(data, target, rois, named, min_noise_ceiling, repeats)
-    make = functools.partial(Regressors.of, examples, section=section)
+    gpu = cluster.gpu()
+    make = functools.partial(Regressors.of, examples, section=section, device=gpu)
     if isinstance(section, KernelRidge):
         regressors = make()  # of nearly every candidate another: keeping them would fill the store
     else:
         key = ("factor", target, tuple(sorted(rois)), min_noise_ceiling, repeats)
-        regressors = shelf.get(key, make)
+        regressors = shelf.get(key, lambda: make().on(None)).on(gpu)
     targets = _truth(data, target, examples.image_id)
     runs = data.get().responses[target, repeats].runs
     fit = fit_factor(regressors.factor, targets=targets, alphas=penalties_of(section), folds=runs)

@@ -51,12 +51,18 @@ def measure_ridge(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
         spent = fastest(fit, device=size.device, rounds=rounds)
         predicted = np.asarray(host(fit().predict(test_betas)))
         error = ((predicted - test_values) ** 2).mean(axis=0)
-        return {"seconds": spent, "r2": float((1 - error / test_values.var(axis=0)).mean())}, predicted
+        return {
+            "seconds": spent,
+            "r2": float((1 - error / test_values.var(axis=0)).mean()),
+        }, predicted
 
     def ours(x: Any, y: Any, *, device: str | None) -> Any:
         return fit_ridge(x, targets=y, alphas=alphas, device=device)
 
-    yield "ours on the CPU", (found := scored(lambda: ours(betas, values, device=None), rounds=1))[0]
+    yield (
+        "ours on the CPU",
+        (found := scored(lambda: ours(betas, values, device=None), rounds=1))[0],
+    )
     reference = found[1]
     on = str(size.device)
     held = [torch.from_numpy(one).to(size.device) for one in (betas, values)]
@@ -67,7 +73,10 @@ def measure_ridge(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
     yield "himalaya KernelRidgeCV", of_himalaya(held, test_betas, test_values, size=size)
     many = torch.randn(images, size.of(59136, 600), device=size.device)
     spent = fastest(lambda: ours(held[0], many, device=on), device=size.device, rounds=1)
-    yield f"ours, {many.shape[1]} targets", {"seconds": spent, "gigabytes": most_memory(size.device)}
+    yield (
+        f"ours, {many.shape[1]} targets",
+        {"seconds": spent, "gigabytes": most_memory(size.device)},
+    )
 
 
 def of_himalaya(
@@ -84,8 +93,7 @@ def of_himalaya(
         predicted = backend.to_numpy(fitted.predict(torch.from_numpy(test_betas).to(size.device)))
     finally:
         set_backend("numpy")
-    error = ((predicted - test_values) ** 2).mean(axis=0)
-    return {"seconds": spent, "r2": float((1 - error / test_values.var(axis=0)).mean())}
+    return {"seconds": spent, "r2": r2(predicted, test_values)}
 
 
 def measure_training(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:

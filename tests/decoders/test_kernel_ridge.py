@@ -12,8 +12,15 @@ from raybrain.decoders import load_decoder, prepare, train_ridge, write_model
 from raybrain.decoders.normalisation import noise_ceiling
 from raybrain.decoders.pattern_kernel import PatternKernel, voxel_weights
 from raybrain.decoders.ridge import join_blocks, solve_block
+from raybrain.decoders.ridge_arrays import host
 from raybrain.decoders.ridge_factor import factorise, factorise_kernel
 from raybrain.shipped import DEMO
+
+
+@pytest.fixture(params=[None, "cpu"], ids=["numpy", "torch"])
+def device(request):
+    """Where ridge is computed; torch on the CPU does what it does on a GPU."""
+    return request.param
 
 
 def patterns(images=50, voxels=12, *, seed=0):
@@ -49,18 +56,19 @@ def test_the_kernel_is_that_of_its_formula_and_knows_no_gain():
 
 
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_predictions_are_scikit_learns_on_the_centred_kernel(penalty):
+def test_predictions_are_scikit_learns_on_the_centred_kernel(penalty, device):
     betas, count = patterns()
     targets = values(betas)
     kernel = PatternKernel.fit(
         betas, count=count, weight=np.ones(betas.shape[1], np.float32), width=0.8
     )
-    among, new = kernel.rows(betas), kernel.rows(patterns(9, seed=4)[0])
-    factor = factorise_kernel(among, count=count)
+    among, new = kernel.rows(betas, device=device), kernel.rows(patterns(9, seed=4)[0])
+    factor = factorise_kernel(among, count=count, device=device)
     fit = join_blocks(
-        [solve_block(factor, targets=targets, alphas=[penalty])], centre=factor.centre
+        [solve_block(factor, targets=targets, alphas=[penalty])], centre=host(factor.centre)
     )
 
+    among = host(among)
     share = count / count.sum()
     centring = np.eye(len(betas)) - np.outer(np.ones(len(betas)), share)
     centred = centring @ among.astype(float) @ centring.T
@@ -87,14 +95,14 @@ def test_with_the_linear_kernel_it_is_linear_ridge():
     np.testing.assert_allclose(found.predict(new @ betas.T), expected.predict(new), atol=2e-3)
 
 
-def test_held_out_error_is_that_of_refitting_without_each_image():
+def test_held_out_error_is_that_of_refitting_without_each_image(device):
     betas, count = patterns(30)
     targets = values(betas).astype(float)
     kernel = PatternKernel.fit(
         betas, count=count, weight=np.ones(betas.shape[1], np.float32), width=0.6
     )
     among = kernel.rows(betas).astype(float)
-    factor = factorise_kernel(among, count=count)
+    factor = factorise_kernel(among, count=count, device=device)
     block = solve_block(factor, targets=targets.astype(np.float32), alphas=[0.2])
     penalty = 0.2 * factor.mean_eigenvalue
 

@@ -30,17 +30,23 @@ def closed_form(betas, targets, *, count, alpha):
     return weights, mean - centre @ weights
 
 
+@pytest.fixture(params=[None, "cpu"], ids=["numpy", "torch"])
+def device(request):
+    """Where ridge is computed; torch on the CPU does what it does on a GPU."""
+    return request.param
+
+
 SHAPES = [(60, 12), (25, 40), (30, 30), (31, 30), (30, 31)]
 
 
 @pytest.mark.parametrize(("images", "voxels"), SHAPES)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_weights_are_those_of_the_normal_equations(images, voxels, weighted):
+def test_weights_are_those_of_the_normal_equations(images, voxels, weighted, device):
     betas, targets = problem(images=images, voxels=voxels)
     draw = np.random.default_rng(1)
     count = draw.integers(1, 4, images) if weighted else np.ones(images, int)
     factor = ridge.factorise(betas, count=count)
-    fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=[0.1])
+    fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=[0.1], device=device)
     weights, intercept = closed_form(
         betas, targets, count=count, alpha=0.1 * factor.mean_eigenvalue
     )
@@ -51,7 +57,7 @@ def test_weights_are_those_of_the_normal_equations(images, voxels, weighted):
 
 @pytest.mark.parametrize(("images", "voxels"), SHAPES)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_held_out_error_is_that_of_refitting_without_each_image(images, voxels, weighted):
+def test_held_out_error_is_that_of_refitting_without_each_image(images, voxels, weighted, device):
     betas, targets = problem(images=images, voxels=voxels)
     draw = np.random.default_rng(2)
     count = draw.integers(1, 4, images) if weighted else np.ones(images, int)
@@ -72,7 +78,7 @@ def test_held_out_error_is_that_of_refitting_without_each_image(images, voxels, 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=alphas)
+        fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=alphas, device=device)
     best = errors.argmin(axis=0)
     np.testing.assert_allclose(fit.alpha, alphas[best], rtol=1e-6)
     np.testing.assert_allclose(fit.held_out_r2, 1 - errors.min(axis=0) / variance, atol=2e-4)
@@ -82,7 +88,7 @@ def test_held_out_error_is_that_of_refitting_without_each_image(images, voxels, 
 
 
 @pytest.mark.parametrize(("images", "voxels"), [(80, 20), (50, 90)])
-def test_agrees_with_scikit_learn_leave_one_out(images, voxels):
+def test_agrees_with_scikit_learn_leave_one_out(images, voxels, device):
     from sklearn.linear_model import RidgeCV
 
     betas, targets = problem(images=images, voxels=voxels, targets=12)
@@ -93,7 +99,7 @@ def test_agrees_with_scikit_learn_leave_one_out(images, voxels):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = ridge.fit_ridge(betas, targets=targets, alphas=alphas)
+        fit = ridge.fit_ridge(betas, targets=targets, alphas=alphas, device=device)
     np.testing.assert_allclose(fit.alpha * unit, reference.alpha_, rtol=1e-5)
     np.testing.assert_allclose(
         fit.weights.T, reference.coef_, atol=1e-4 * np.abs(reference.coef_).max()
@@ -173,7 +179,7 @@ def test_gain_gives_held_out_predictions_the_spread_of_the_targets():
     np.testing.assert_allclose(rescaled.std(axis=0), targets[:600].std(axis=0), rtol=0.12)
 
 
-def test_constant_targets_are_predicted_as_constants_without_credit():
+def test_constant_targets_are_predicted_as_constants_without_credit(device):
     betas, targets = problem(images=60, voxels=10)
     targets[:, 2] = 28.125
     targets[:, 4] = 0.0
@@ -181,7 +187,7 @@ def test_constant_targets_are_predicted_as_constants_without_credit():
     targets[:, 5] = 28.0 + 3e-6 * jitter
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # four targets are few for a share of 5 %
-        fit = ridge.fit_ridge(betas, targets=targets)
+        fit = ridge.fit_ridge(betas, targets=targets, device=device)
     constant = [2, 4, 5]
     new = problem(images=20, voxels=10, seed=8)[0]
     np.testing.assert_allclose(
@@ -194,21 +200,21 @@ def test_constant_targets_are_predicted_as_constants_without_credit():
         assert np.isfinite(part).all()
 
 
-def test_blocks_of_targets_give_the_same_fit():
+def test_blocks_of_targets_give_the_same_fit(device):
     betas, targets = problem(images=50, voxels=70, targets=100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = ridge.fit_ridge(betas, targets=targets)
-        blocks = ridge.fit_ridge(betas, targets=targets, memory=1)
+        whole = ridge.fit_ridge(betas, targets=targets, device=device)
+        blocks = ridge.fit_ridge(betas, targets=targets, memory=1, device=device)
     np.testing.assert_allclose(blocks.weights, whole.weights, atol=1e-5)
     np.testing.assert_array_equal(blocks.alpha, whole.alpha)
-    factor = ridge.factorise(betas)
+    factor = ridge.factorise(betas, device=device)
     assert len(list(ridge.solve_blocks(factor, targets=targets, memory=1))) == 7
 
 
-def test_one_voxel_gives_simple_regression():
+def test_one_voxel_gives_simple_regression(device):
     betas, targets = problem(images=40, voxels=1)
-    fit = ridge.fit_ridge(betas, targets=targets, alphas=[1e-9])
+    fit = ridge.fit_ridge(betas, targets=targets, alphas=[1e-9], device=device)
     slope = [np.polyfit(betas[:, 0], column, 1)[0] for column in targets.T]
     np.testing.assert_allclose(fit.weights[0], slope, rtol=1e-4)
 
@@ -219,28 +225,28 @@ def test_a_short_grid_raises_an_alarm_with_the_numbers():
         ridge.fit_ridge(betas, targets=targets, alphas=[1, 10, 100])
 
 
-def test_faults_are_named():
+def test_faults_are_named(device):
     betas, targets = problem(images=20, voxels=5)
     with pytest.raises(ValueError, match="at least 3 training images, found 2"):
-        ridge.factorise(betas[:2])
+        ridge.factorise(betas[:2], device=device)
     with pytest.raises(ValueError, match="at least one voxel"):
-        ridge.factorise(betas[:, :0])
+        ridge.factorise(betas[:, :0], device=device)
     with pytest.raises(ValueError, match="none of the 5 voxels varies"):
-        ridge.factorise(np.ones_like(betas))
+        ridge.factorise(np.ones_like(betas), device=device)
     with pytest.raises(ValueError, match="should have 20 rows"):
-        ridge.solve_block(ridge.factorise(betas), targets=targets[:10])
+        ridge.solve_block(ridge.factorise(betas, device=device), targets=targets[:10])
     with pytest.raises(ValueError, match="penalties should be positive"):
         ridge.fit_ridge(betas, targets=targets, alphas=[0.0, 1.0])
     targets[3, 1] = np.nan
     with pytest.raises(ValueError, match="1 target dimensions hold NaN"):
-        ridge.fit_ridge(betas, targets=targets)
+        ridge.fit_ridge(betas, targets=targets, device=device)
     betas[0, 0] = np.inf
     with pytest.raises(ValueError, match="1 voxels hold NaN"):
-        ridge.factorise(betas)
+        ridge.factorise(betas, device=device)
 
 
 @pytest.mark.parametrize(("images", "voxels"), [(60, 12), (40, 70)])
-def test_left_out_folds_are_those_of_refitting_without_them(images, voxels):
+def test_left_out_folds_are_those_of_refitting_without_them(images, voxels, device):
     betas, targets = problem(images=images, voxels=voxels)
     draw = np.random.default_rng(9)
     count = draw.integers(1, 4, images)
@@ -260,13 +266,15 @@ def test_left_out_folds_are_those_of_refitting_without_them(images, voxels):
     variance = count @ (targets - mean) ** 2 / count.sum()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = ridge.fit_ridge(betas, targets=targets, count=count, alphas=alphas, folds=folds)
+        fit = ridge.fit_ridge(
+            betas, targets=targets, count=count, alphas=alphas, folds=folds, device=device
+        )
     np.testing.assert_allclose(fit.alpha, alphas[errors.argmin(axis=0)], rtol=1e-6)
     np.testing.assert_allclose(fit.held_out_r2, 1 - errors.min(axis=0) / variance, atol=2e-4)
 
 
 @pytest.mark.parametrize(("images", "voxels"), [(100, 30), (60, 90)])
-def test_agrees_with_himalaya_on_the_same_penalties_and_folds(images, voxels):
+def test_agrees_with_himalaya_on_the_same_penalties_and_folds(images, voxels, device):
     from himalaya.ridge import RidgeCV
     from sklearn.model_selection import KFold
 
@@ -283,7 +291,7 @@ def test_agrees_with_himalaya_on_the_same_penalties_and_folds(images, voxels):
     reference.fit(betas.astype(float), targets.astype(float))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = ridge.fit_ridge(betas, targets=targets, alphas=alphas, folds=folds)
+        fit = ridge.fit_ridge(betas, targets=targets, alphas=alphas, folds=folds, device=device)
     np.testing.assert_allclose(fit.alpha * unit, reference.best_alphas_, rtol=1e-5)
     largest = np.abs(reference.coef_).max()
     np.testing.assert_allclose(fit.weights, reference.coef_, atol=1e-4 * largest)
