@@ -79,6 +79,12 @@ def measure_ridge(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
     )
 
 
+def r2(predicted: np.ndarray, values: np.ndarray) -> float:
+    """Return the mean over targets."""
+    error = ((predicted - values) ** 2).mean(axis=0)
+    return float((1 - error / values.var(axis=0)).mean())
+
+
 def of_himalaya(
     held: list[Any], test_betas: np.ndarray, test_values: np.ndarray, *, size: Size
 ) -> dict[str, float]:
