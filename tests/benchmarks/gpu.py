@@ -1,7 +1,7 @@
 """Everything that is said of GPUs, measured on one card in at most eight minutes.
 
 ``python -m tests.benchmarks.gpu RESULT.json`` from the root of the project. The figures are written
-after each part; a part that fails says why, and the next one begins. ``--parts`` chooses some of
+one by one; a part that fails says why, and the next one begins. ``--parts`` chooses some of
 them, ``--small`` takes small sizes, for which a CPU does: the script is tested that way.
 """
 
@@ -31,9 +31,9 @@ def of_machine(size: Size, _folder: Path) -> Iterator[tuple[str, Any]]:
 
 PARTS: dict[str, Part] = {
     "machine": of_machine,
+    "drawing": lambda size, folder: gpu_drawing.measure(size, folder / "generator"),
     "ridge": gpu_fitting.measure_ridge,
     "training": gpu_fitting.measure_training,
-    "drawing": lambda size, folder: gpu_drawing.measure(size, folder / "generator"),
     "product": gpu_product.measure,
 }
 
@@ -62,14 +62,20 @@ def main(words: list[str] | None = None) -> int:
             try:
                 for what, figure in PARTS[name](size, folder):
                     figures[what] = figure
+                    write(found, chosen.result)
                     print(f"{name}: {what}: {json.dumps(figure)[:300]}", flush=True)
             except Exception:
                 failed += 1
                 figures["failed"] = traceback.format_exc()[-3000:]
                 print(figures["failed"], flush=True)
             figures["seconds"] = round(time.perf_counter() - started, 1)
-            chosen.result.write_text(json.dumps(found, indent=1) + "\n")
+            write(found, chosen.result)
     return failed
+
+
+def write(found: dict[str, Any], file: Path) -> None:
+    """Write the figures so far: what ends the script halfway takes none of them along."""
+    file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
