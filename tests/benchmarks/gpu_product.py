@@ -69,9 +69,10 @@ def experiment(size: Size, *, checkpoint: Path, folder: Path) -> dict[str, Any]:
         },
         "evaluate": {"bootstrap": 200},
         "resources": {
-            "tasks": {"max": max(1, (os.cpu_count() or 2) - 2 * gpus)},
-            "train": {"gpus": gpus},
-            "generate": {"gpus": gpus, "cpus": size.of(4, 1)},
+            # Ridge is solved on the card as well: a plain task holds a little of it.
+            "tasks": {"max": max(1, (os.cpu_count() or 2) - 2 * gpus), "gpus": 0.05 * gpus},
+            "train": {"gpus": 0.9 * gpus},
+            "generate": {"gpus": 0.9 * gpus, "cpus": size.of(4, 1)},
         },
         "tracking": {"pictures": 0},
     }
