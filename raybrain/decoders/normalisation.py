@@ -256,6 +256,7 @@ class TargetScaler:
     scale : float
         Root mean square of ``deviation`` over the varying dimensions.
     varying : ndarray of bool, shape (dimension,)
+        Not by rounding alone.
     """
 
     mean: Floats
@@ -277,12 +278,15 @@ class TargetScaler:
                 f"none of the {len(moments.mean)} target dimensions varies over {images} images; "
                 f"give the images captions of their own, or set decode.prompt_embeds=null"
             )
-        spread = moments.deviation[moments.varying].astype(np.float64)
+        # What a network makes of the same input, such as a caption's first token, is rounded
+        # otherwise in a batch of another shape: much beside a dimension whose mean is near 0.
+        varying = moments.varying & (moments.deviation > CONSTANT * moments.deviation.max())
+        spread = moments.deviation[varying].astype(np.float64)
         return cls(
             mean=moments.mean,
-            deviation=moments.deviation,
+            deviation=np.where(varying, moments.deviation, np.float32(0)),
             scale=float(np.sqrt(np.mean(spread**2))),
-            varying=moments.varying,
+            varying=varying,
         )
 
     def transform(self, targets: NDArray) -> Floats:

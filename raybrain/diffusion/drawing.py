@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ def draw(
     samples: Sequence[int] | NDArray[np.integer],
     seed: int,
     settings: Reconstruct,
+    compiled: bool = True,
 ) -> NDArray[np.uint8]:
     """Return one image per row, drawn by diffusers' img2img pipeline.
 
@@ -72,6 +75,9 @@ def draw(
         The experiment's seed.
     settings : Reconstruct
         Mode, strength, both guidances, scheduler and steps.
+    compiled : bool
+        Whether networks that the generator may compile are called so. Any number of threads may
+        draw with one generator.
 
     Returns
     -------
@@ -96,28 +102,72 @@ def draw(
     else:
         side = generator.latent_size
         start = torch.zeros((rows, generator.pipeline.vae.config.latent_channels, side, side))
+    given_to = _Given(
+        start=start,
+        prompt=_embeds(generator, prompt_embeds=prompt_embeds, rows=rows)
+        if "c" in drawn_from
+        else None,
+        shown=_image_embeds(generator, image_embeds=image_embeds, rows=rows)
+        if "e" in drawn_from
+        else None,
+        image_features=image_features,
+        noise=[
+            torch.Generator().manual_seed(
+                noise_seed(seed=seed, image_id=image_id, sample=int(sample))
+            )
+            for image_id, sample in zip(image_ids, samples, strict=True)
+        ],
+    )
+    # A GPU is given all that it has to do before it is waited for, so that another thread's batch
+    # is there when this one is done.
+    with generator.alone:
+        off = contextlib.nullcontext() if compiled else switched_off(generator.compiled)
+        with off:
+            pixels = _drawn(generator, given_to, settings=settings)
+            sound = torch.isfinite(pixels).all()
+            images = (pixels * 255).round().byte().permute(0, 2, 3, 1)
+    if not sound:
+        raise InputError(
+            f"'{generator.settings.checkpoint}' drew values that are not finite; "
+            f"type generator.dtype=float32, or another reconstruct.scheduler"
+        )
+    return images.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What rows are drawn from, checked and on the host."""
+
+    start: torch.Tensor
+    prompt: torch.Tensor | None
+    shown: torch.Tensor | None
+    image_features: LayerTargets | None
+    noise: list[torch.Generator]
+
+
+def _drawn(generator: StableDiffusion, told: _Given, *, settings: Reconstruct) -> torch.Tensor:
+    """Return pixels (row, rgb, y, x) between 0 and 1, on the device."""
+    import torch
+
+    device, pipeline = generator.device, generator.pipeline
+    rows = len(told.noise)
+    drawn_from = letters(settings.mode)
+    guidance = 1.0 if drawn_from == {"z"} else settings.guidance
     empty = generator.unconditional.expand(rows, -1, -1)
     embeds = empty
-    if "c" in drawn_from:
-        decoded = _embeds(generator, prompt_embeds=prompt_embeds, rows=rows).to(generator.device)
+    if told.prompt is not None:
+        decoded = told.prompt.to(device)
         embeds = (
             decoded if settings.prompt_scale == 1 else empty.lerp(decoded, settings.prompt_scale)
         )
-    shown = None
-    if "e" in drawn_from:
-        shown = _image_embeds(generator, image_embeds=image_embeds, rows=rows)
-    noise = [
-        torch.Generator().manual_seed(noise_seed(seed=seed, image_id=image_id, sample=int(sample)))
-        for image_id, sample in zip(image_ids, samples, strict=True)
-    ]
-    guidance = 1.0 if drawn_from == {"z"} else settings.guidance
-    pipeline = generator.pipeline
+    shown = None if told.shown is None else told.shown.to(device)
+    start = told.start
     # Not inference_mode, under which nothing can be differentiated.
     with torch.no_grad(), quiet():
-        told = {}
+        arguments = {}
         if generator.image is not None:
-            told = generator.image.arguments(
-                shown, settings=settings, guided=guidance > 1, noise=noise
+            arguments = generator.image.arguments(
+                shown, settings=settings, guided=guidance > 1, noise=told.noise
             )
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
@@ -127,27 +177,21 @@ def draw(
                 generator,
                 embeds=shown,
                 settings=settings.gradient,
-                noise=noise,
-                layers=_likeness(generator, image_features=image_features, rows=rows),
+                noise=told.noise,
+                layers=_likeness(generator, image_features=told.image_features, rows=rows),
             )
             pipeline.scheduler = guided(pipeline.scheduler, guide)
-        with given(pipeline.unet, told):
-            pixels = pipeline(
-                image=start.to(generator.device),
+        with given(pipeline.unet, arguments):
+            return pipeline(
+                image=start.to(device),
                 prompt_embeds=embeds,
                 negative_prompt_embeds=empty,
                 strength=settings.strength if "z" in drawn_from else 1.0,
                 guidance_scale=guidance,
                 num_inference_steps=settings.steps,
-                generator=noise,
+                generator=told.noise,
                 output_type="pt",
             ).images
-        if not torch.isfinite(pixels).all():
-            raise InputError(
-                f"'{generator.settings.checkpoint}' drew values that are not finite; "
-                f"type generator.dtype=float32, or another reconstruct.scheduler"
-            )
-        return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
@@ -238,7 +282,7 @@ def _image_embeds(
             f"'{generator.settings.checkpoint}' reads {wanted}; they come from another image "
             f"encoder: predict them again with its own features"
         )
-    return array.to(generator.device)
+    return array
 
 
 def _likeness(
@@ -321,7 +365,7 @@ class Drawing:
     images: NDArray[np.uint8]
     """(image, sample, y, x, rgb)."""
     seconds: float
-    """Wall time of drawing, loading not included."""
+    """Wall time of drawing, loading not included; with threads, what it waited for others is."""
     batch: int
     """Rows drawn together: fewer than images x samples after the GPU ran out of memory."""
 
@@ -368,6 +412,7 @@ class DrawingWorker:
         self._rows = rows
         self._largest: int | None = None
         self._tried = False
+        self._trying = threading.Lock()
 
     def __call__(self, unit: DrawingUnit) -> Drawing:
         """Return every sample of every image of ``unit``; image by image, sample by sample."""
@@ -375,24 +420,20 @@ class DrawingWorker:
         owner = np.repeat(np.arange(images), samples)
         sample = np.tile(np.asarray(unit.samples), images)
         rows = _RowsOfUnit(unit, owner=owner, sample=sample)
-        with self.generator.alone:
-            started = time.perf_counter()
-            if self._compiles(unit):
+        started = time.perf_counter()
+        whole = None
+        if self._compiles(unit):
+            with self._trying:
+                self._rows = whole = self._rows or len(owner)
                 if not self._tried:
-                    self._rows = self._rows or len(owner)
-                    with switched_off(self.generator.compiled):
-                        self._draw_all(rows, whole=self._rows)
+                    self._draw_all(rows, whole=whole, compiled=False)
                     self._tried = True
-                pixels, batch = self._draw_all(rows, whole=self._rows)
-            else:
-                with switched_off(self.generator.compiled):
-                    pixels, batch = self._draw_all(rows, whole=None)
-            seconds = time.perf_counter() - started
+        pixels, batch = self._draw_all(rows, whole=whole, compiled=whole is not None)
         return Drawing(
             image_ids=unit.image_ids,
             samples=unit.samples,
             images=pixels.reshape(images, samples, *pixels.shape[1:]),
-            seconds=seconds,
+            seconds=time.perf_counter() - started,
             batch=batch,
         )
 
@@ -404,7 +445,9 @@ class DrawingWorker:
         settings = unit.settings or self.reconstruct
         return bool(self.generator.compiled) and settings.mode == self.reconstruct.mode
 
-    def _draw_all(self, rows: _RowsOfUnit, *, whole: int | None) -> tuple[NDArray[np.uint8], int]:
+    def _draw_all(
+        self, rows: _RowsOfUnit, *, whole: int | None, compiled: bool
+    ) -> tuple[NDArray[np.uint8], int]:
         """Return the images of all rows and how many were drawn together.
 
         With ``whole`` every batch has that many rows, or as many as fit into memory: the last row
@@ -420,7 +463,8 @@ class DrawingWorker:
             size = batch if whole else min(batch, total - done)
             chosen = np.minimum(np.arange(done, done + size), total - 1)
             try:
-                drawn.append(self._draw(rows, chosen)[: total - done])
+                images = self._draw(rows, chosen, compiled=compiled)
+                drawn.append(images[: total - done])
                 done += size
             except torch.cuda.OutOfMemoryError as error:
                 if batch == 1:
@@ -433,7 +477,9 @@ class DrawingWorker:
                 torch.cuda.empty_cache()
         return np.concatenate(drawn), batch
 
-    def _draw(self, rows: _RowsOfUnit, chosen: NDArray[np.integer]) -> NDArray[np.uint8]:
+    def _draw(
+        self, rows: _RowsOfUnit, chosen: NDArray[np.integer], *, compiled: bool
+    ) -> NDArray[np.uint8]:
         unit, owner = rows.unit, rows.owner[chosen]
 
         def of_rows(targets: NDArray[np.floating] | None) -> NDArray[np.floating] | None:
@@ -449,6 +495,7 @@ class DrawingWorker:
             samples=rows.sample[chosen],
             seed=self.seed,
             settings=unit.settings or self.reconstruct,
+            compiled=compiled,
         )
 
 

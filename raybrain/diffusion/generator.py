@@ -126,8 +126,9 @@ def load_generator(settings: Generator, *, draws: bool = True) -> StableDiffusio
             _compute_in(dtype, pipeline=pipeline, device=device)
         pipeline.to(device)
         # Never the UNet: on CPUs group normalisation of small maps is up to 18 times slower in
-        # channels_last, and on an H100 the whole UNet is 13 % slower.
-        pipeline.vae.to(memory_format=torch.channels_last)
+        # channels_last. On an H100 the UNet is 14 % slower in it, decoder 14 % and encoder 40 %.
+        if device.type == "cpu":
+            pipeline.vae.to(memory_format=torch.channels_last)
         if settings.vae_slicing:
             pipeline.vae.enable_slicing()
         compiled = compile_networks(pipeline) if settings.compile is True and draws else ()

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from raybrain.config import InputError, Training
-from raybrain.decoders.residual_mlp import Heads
+from raybrain.decoders.published import Gcn, Vae, VoxelCnn
+from raybrain.decoders.residual_mlp import Heads, ResidualMLP
 from raybrain.decoders.row_noise import NoisyModule, RowNoise
 from raybrain.training.delivery import Delivery, Way, delivery
 from raybrain.training.feeds import Batch, Feed
@@ -37,6 +38,9 @@ from raybrain.training.workers import Sum, Workers, distributed_sum
 
 VALIDATION_ROWS = 1024
 NO_CONTRAST = Contrast()
+REPLAYED = (ResidualMLP, VoxelCnn, Vae, Gcn)
+"""Networks that lost as much in every epoch when they were replayed on an H100: none waits for the
+device within a step."""
 
 State = dict[str, Any]
 
@@ -273,7 +277,10 @@ class _Trained:
 def _replay(setup: _Setup) -> Replay | None:
     """Return what replays a step; None where a step has to be computed anew."""
     record = recorder(setup.device, generator=setup.noise.generator)
-    if record is None or not setup.settings.replay or not setup.train.on_device:
+    chosen = setup.settings.replay
+    if chosen == "auto":
+        chosen = isinstance(setup.bare, REPLAYED)
+    if record is None or not chosen or not setup.train.on_device:
         return None
     # Gradients summed over workers, temperatures that follow the epoch and rows that are sorted by
     # their subject are not the same work every time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -98,10 +99,14 @@ def run(
     watch.start()
     assert process.stdout is not None
     said = []
-    for line in process.stdout:
-        said.append((round(time.perf_counter() - started, 1), line.rstrip()[-200:]))
-        print(*said[-1], flush=True)
-    return said, process.wait(), killed[0] if killed else 0
+    try:
+        for line in process.stdout:
+            said.append((round(time.perf_counter() - started, 1), line.rstrip()[-200:]))
+            print(*said[-1], flush=True)
+        return said, process.wait(), killed[0] if killed else 0
+    finally:
+        if process.poll() is None:  # it would go on without this script
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _kill_a_worker(
@@ -114,10 +119,11 @@ def _kill_a_worker(
         if written < after:
             continue
         for child in psutil.Process(process.pid).children(recursive=True):
-            if child.cmdline() and child.cmdline()[0].startswith("ray::MapWorker"):
-                killed.append(written)
-                os.kill(child.pid, signal.SIGKILL)
-                return
+            with contextlib.suppress(psutil.NoSuchProcess):  # zombies are that, too
+                if "".join(child.cmdline()[:1]).startswith("ray::MapWorker"):
+                    killed.append(written)
+                    os.kill(child.pid, signal.SIGKILL)
+                    return
 
 
 def of_units(folder: str, name: str, *, rows: int) -> dict[str, Any]:

@@ -162,3 +162,18 @@ def test_predicting_the_mean_of_standardised_targets_has_loss_1():
     np.testing.assert_allclose(scaler.restore(standard), targets, rtol=1e-5)
     with pytest.raises(InputError, match="none of the 2 target dimensions varies"):
         fit_target_scaler(np.ones((10, 2)))
+
+
+def test_what_differs_by_the_rounding_of_a_batch_is_constant():
+    """The first token of all captions is the same; encoded in batches of two shapes it is not."""
+    draw = np.random.default_rng(0)
+    level = np.float32([1.0, 1e-3, -0.4])
+    first = np.repeat(level[None], 40, axis=0)
+    first[32:] += np.float32(3e-7) * draw.standard_normal((8, 3), np.float32)
+    targets = np.concatenate([first, draw.standard_normal((40, 2), np.float32)], axis=1)
+    scaler = fit_target_scaler(targets)
+    assert scaler.varying.tolist() == [False, False, False, True, True]
+    assert scaler.deviation[:3].tolist() == [0, 0, 0]
+    assert scaler.scale == pytest.approx(np.sqrt((targets[:, 3:].var(axis=0)).mean()), rel=1e-5)
+    few = fit_target_scaler(1e-3 * targets[:, 3:] + 1)
+    assert few.varying.all()
