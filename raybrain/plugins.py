@@ -6,8 +6,8 @@ A package says in its ``pyproject.toml``::
     low_rank = "my_package.decoder:LowRank"
 
 and ``kind: low_rank`` is a decoder of every experiment. ``raybrain.datasets`` are readers,
-``raybrain.targets`` what can be decoded and ``raybrain.metrics`` columns of the table. What the
-package itself has goes first.
+``raybrain.targets`` what can be decoded, ``raybrain.generators`` what draws and
+``raybrain.metrics`` columns of the table. What the package itself has goes first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ DATASETS = "raybrain.datasets"
 """A module, or anything else, with ``open_recording`` and ``required_files``, by its ``reader``."""
 TARGETS = "raybrain.targets"
 """A module, or anything else, with ``SHAPE`` and ``encode``, by its name under ``decode``."""
+GENERATORS = "raybrain.generators"
+"""A function that returns the folder of a checkpoint, by its name as ``generator.checkpoint``."""
 METRICS = "raybrain.metrics"
 """A `raybrain.evaluation.Metric` with a function, by its name."""
 

@@ -1,4 +1,4 @@
-"""Packages add decoders, readers, targets and metrics by entry points, and touch nothing else."""
+"""Packages add decoders, readers, targets, generators and metrics by entry points alone."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import raybrain
-from raybrain import catalog, config, datasets, outputs, plugins, store
+from raybrain import catalog, config, datasets, diffusion, outputs, plugins, store
 from raybrain.config import Experiment, Ingest, InputError
 from raybrain.decoders.build import build_network
 from raybrain.evaluation import protocol_named
@@ -159,6 +159,28 @@ def test_a_target_of_another_shape_than_it_says_is_refused(example, monkeypatch)
     monkeypatch.setattr(target, "SHAPE", (3, 0))
     with pytest.raises(InputError, match=r"'mean_colour' of raybrain-example 0\.1 has no SHAPE"):
         encoding.other_target("mean_colour")
+
+
+def test_a_generator_is_drawn_with_by_its_name(example):
+    settings = config.Generator(checkpoint="pale", device="cpu")
+    found = diffusion.find_checkpoint(settings)
+    plain = diffusion.find_checkpoint(config.Generator())
+    assert found.settings("unet") == plain.settings("unet")
+    assert found.settings("scheduler")["beta_end"] < plain.settings("scheduler")["beta_end"]
+    digests = [diffusion.generator_digest(one) for one in (settings, config.Generator())]
+    assert digests[0] != digests[1]
+    generator = diffusion.load_generator(settings)
+    assert generator.scheduler_config["beta_end"] == found.settings("scheduler")["beta_end"]
+
+
+def test_a_generator_that_is_no_folder_is_told(example, monkeypatch):
+    module = importlib.import_module("raybrain_example.generator")
+    monkeypatch.setattr(module, "folder", lambda: "/nowhere")
+    sentence = "'pale' of raybrain-example 0.1 gives '/nowhere', where the folder of a diffusers"
+    with pytest.raises(InputError, match=sentence):
+        diffusion.find_checkpoint(config.Generator(checkpoint="pale"))
+    with pytest.raises(InputError, match=r"no generator at 'dark': .* no installed package offers"):
+        diffusion.find_checkpoint(config.Generator(checkpoint="dark"))
 
 
 def test_a_metric_stands_beside_those_of_the_protocol(example, tmp_path):

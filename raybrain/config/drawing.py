@@ -13,8 +13,9 @@ class Generator(Section):
     """The Stable Diffusion that supplies targets and draws reconstructions."""
 
     checkpoint: Location = "pocket-diffusion"
-    """``pocket-diffusion`` (ships with the package), a diffusers folder, a hub id, or one
-    ``.safetensors`` or ``.ckpt`` file in the original layout."""
+    """``pocket-diffusion`` (ships with the package), a diffusers folder, a hub id, one
+    ``.safetensors`` or ``.ckpt`` file in the original layout, or a name that an installed package
+    offers."""
     configs: Location | None = None
     """A diffusers folder that describes a checkpoint of one file; looked for beside the file."""
     image_adapter: Location | None = None

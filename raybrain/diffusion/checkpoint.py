@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raybrain.config import Generator, InputError
+from raybrain import plugins
+from raybrain.config import Generator, InputError, extension
 
 POCKET_DIFFUSION = Path(__file__).parents[1] / "assets" / "pocket-diffusion"
 MODELS = ("vae", "unet", "text_encoder")
@@ -152,9 +153,10 @@ def find_checkpoint(settings: Generator) -> Checkpoint:
     ------
     InputError
         If there is no such checkpoint, or it lacks a part, or is not Stable Diffusion 1.x or 2.x.
+        An installed package may offer one, see `raybrain.plugins`.
     """
     name = settings.checkpoint
-    path = POCKET_DIFFUSION if name == "pocket-diffusion" else Path(name).expanduser()
+    path = _place(name)
     if path.is_dir():
         checkpoint = Checkpoint(folder=path.resolve())
     elif path.is_file() and path.suffix in SINGLE_FILE_SUFFIXES:
@@ -164,13 +166,30 @@ def find_checkpoint(settings: Generator) -> Checkpoint:
     else:
         raise InputError(
             f"there is no generator at '{name}': it is neither a diffusers folder, nor a "
-            f".safetensors or .ckpt file, nor a hub id such as CompVis/stable-diffusion-v1-4; "
-            f"type generator.checkpoint=pocket-diffusion for the one that ships with raybrain"
+            f".safetensors or .ckpt file, nor a hub id such as CompVis/stable-diffusion-v1-4, and "
+            f"no installed package offers it; type generator.checkpoint=pocket-diffusion for the "
+            f"one that ships with raybrain"
         )
     _check(checkpoint, name=name)
     checkpoint = _with_image_parts(checkpoint, settings)
     _check_image_parts(checkpoint, name=name)
     return checkpoint
+
+
+def _place(name: str) -> Path:
+    """Return where a generator is, if it is on disk."""
+    if name == "pocket-diffusion":
+        return POCKET_DIFFUSION
+    if name not in plugins.names(plugins.GENERATORS):
+        return Path(name).expanduser()
+    folder = extension(plugins.GENERATORS, name)
+    found = folder() if callable(folder) else None
+    if not isinstance(found, str | Path) or not Path(found).is_dir():
+        raise InputError(
+            f"the generator '{name}' of {plugins.version(plugins.GENERATORS, name)} gives "
+            f"{found!r}, where the folder of a diffusers checkpoint is expected; mend it"
+        )
+    return Path(found)
 
 
 def _with_image_parts(checkpoint: Checkpoint, settings: Generator) -> Checkpoint:
