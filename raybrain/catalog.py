@@ -34,6 +34,7 @@ __all__ = [
     "Licence",
     "Roi",
     "Split",
+    "absence",
     "check_choice",
     "load_entry",
     "locate",
@@ -261,6 +262,22 @@ def root_of(entry: CatalogEntry, *, workspace: str) -> str:
         return root
     path = Path(root).expanduser()
     return str(path) if path.is_absolute() else f"{workspace}/{root}"
+
+
+def absence(entry: CatalogEntry, *, workspace: str) -> str:
+    """Return why a dataset cannot be here, or nothing: a variable that is not set, or no folder.
+
+    Raises
+    ------
+    InputError
+        As `root_of`, for a URL.
+    """
+    try:
+        fill_environment(entry.root)
+    except InputError as error:
+        return str(error)
+    root = root_of(entry, workspace=workspace)
+    return "" if "://" in root or Path(root).is_dir() else f"there is no folder {root}"
 
 
 def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) -> None:

@@ -205,6 +205,7 @@ def sweep(runs: Runs) -> None:
     """Run every experiment of a sweep, what they share once, and set them side by side."""
     from raybrain.stages import contrasting, standing, sweeping
 
+    runs = sweeping.present(runs)
     experiments = [run.experiment for run in runs.runs]
     units = sweeping.units_of(experiments)
     sweeping.check(experiments, units=units)
@@ -243,7 +244,7 @@ def plan_sweep(runs: Runs) -> None:
     """Print what a sweep shares, how far it is and what it may take; nothing is written."""
     from raybrain.stages import sweeping
 
-    print(sweeping.describe(runs))
+    print(sweeping.describe(sweeping.present(runs)))
 
 
 RUN: dict[str, Callable[..., Any]] = {

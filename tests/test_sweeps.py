@@ -252,6 +252,58 @@ def test_a_sweep_is_planned_without_writing_anything(write, tmp_path, capsys):
     assert not (tmp_path / "workspace").exists()
 
 
+BRAINS = {
+    "here": {},
+    "unset": {"dataset": "god", "subject": "Subject1", "simulation": None},
+    "missing": {"dataset": "haxby", "subject": "subj1", "simulation": None},
+}
+
+
+def brains_of(write, monkeypatch, tmp_path, brains, **tree):
+    monkeypatch.delenv("GOD_ROOT", raising=False)
+    monkeypatch.setenv("HAXBY_ROOT", str(tmp_path / "nowhere"))
+    rois = {"decode.latents.rois": ["V1"]}
+    haxby = {"decode.latents.rois": ["brain"], "decode.prompt_embeds.rois": ["vt"]}
+    axes = {label: {**BRAINS[label], **(haxby if label == "missing" else rois)} for label in brains}
+    return write(axes={"brain": axes}, **tree)
+
+
+def test_datasets_that_are_not_here_are_skipped_with_a_line_each(
+    write, monkeypatch, tmp_path, capsys
+):
+    file = brains_of(write, monkeypatch, tmp_path, BRAINS, absent="skip")
+    assert cli.main(["plan", file]) == 0
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("skipped")]
+    assert len(lines) == 2
+    assert "god: '${GOD_ROOT}' needs the environment variable GOD_ROOT" in lines[0]
+    assert f"haxby: there is no folder {tmp_path / 'nowhere'}" in lines[1]
+    assert "trial: 1 runs" in said
+    assert said.count("to-do") == 1
+
+
+def test_a_sweep_without_any_of_its_datasets_is_refused(write, monkeypatch, tmp_path, capsys):
+    file = brains_of(write, monkeypatch, tmp_path, ["unset", "missing"], absent="skip")
+    assert cli.main(["sweep", file]) == 2
+    assert "none of the datasets of 'trial' is here" in capsys.readouterr().err
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_nothing_is_skipped_that_was_not_allowed_to_be(write, monkeypatch, tmp_path, capsys):
+    file = brains_of(write, monkeypatch, tmp_path, BRAINS)
+    assert cli.main(["sweep", file]) == 2
+    assert "needs the environment variable GOD_ROOT" in capsys.readouterr().err
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_a_dataset_that_is_here_in_part_is_refused_as_ever(write, monkeypatch, tmp_path, capsys):
+    file = brains_of(write, monkeypatch, tmp_path, BRAINS, absent="skip")
+    (tmp_path / "nowhere").mkdir()
+    assert cli.main(["sweep", file]) == 2
+    assert "the dataset haxby has no files at" in capsys.readouterr().err
+    assert not (tmp_path / "workspace").exists()
+
+
 def test_two_sweeps_of_one_workspace_are_kept_apart(tmp_path):
     from raybrain.stages import standing
 

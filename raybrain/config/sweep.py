@@ -65,6 +65,9 @@ class Sweep(Section):
     given."""
     without: tuple[dict[str, str], ...] = ()
     """Axis -> label: combinations that have all of these are left out."""
+    absent: Literal["refuse", "skip"] = "refuse"
+    """What becomes of runs whose dataset is not here, its variable unset or its folder missing: the
+    sweep is refused, or they are left out and said so. What is there in part is refused as ever."""
     compare: Contrast = Contrast()
 
     @field_validator("settings", "axes", mode="before")

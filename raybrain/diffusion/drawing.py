@@ -20,7 +20,7 @@ from raybrain.diffusion.generator import load_generator, quiet
 from raybrain.diffusion.gradient_guidance import Guide, guided
 from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.image_layers import LayerTargets, Likeness, layer_sizes
-from raybrain.diffusion.pictures import resize
+from raybrain.diffusion.pictures import resize, sendable, sent
 from raybrain.diffusion.targets import encode_pixels
 
 if TYPE_CHECKING:
@@ -102,14 +102,15 @@ def draw(
     else:
         side = generator.latent_size
         start = torch.zeros((rows, generator.pipeline.vae.config.latent_channels, side, side))
-    given_to = _Given(
-        start=start,
-        prompt=_embeds(generator, prompt_embeds=prompt_embeds, rows=rows)
-        if "c" in drawn_from
-        else None,
-        shown=_image_embeds(generator, image_embeds=image_embeds, rows=rows)
-        if "e" in drawn_from
-        else None,
+    prompt = shown = None
+    if "c" in drawn_from:
+        prompt = _embeds(generator, prompt_embeds=prompt_embeds, rows=rows)
+    if "e" in drawn_from:
+        shown = _image_embeds(generator, image_embeds=image_embeds, rows=rows)
+    told = _Told(
+        start=sendable(start, device=generator.device),
+        prompt=None if prompt is None else sendable(prompt, device=generator.device),
+        shown=None if shown is None else sendable(shown, device=generator.device),
         image_features=image_features,
         noise=[
             torch.Generator().manual_seed(
@@ -123,7 +124,7 @@ def draw(
     with generator.alone:
         off = contextlib.nullcontext() if compiled else switched_off(generator.compiled)
         with off:
-            pixels = _drawn(generator, given_to, settings=settings)
+            pixels = _drawn(generator, told, settings=settings)
             sound = torch.isfinite(pixels).all()
             images = (pixels * 255).round().byte().permute(0, 2, 3, 1)
     if not sound:
@@ -135,8 +136,8 @@ def draw(
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What rows are drawn from, checked and on the host."""
+class _Told:
+    """What rows are drawn from, checked and on the host, ready to be sent."""
 
     start: torch.Tensor
     prompt: torch.Tensor | None
@@ -145,7 +146,7 @@ class _Given:
     noise: list[torch.Generator]
 
 
-def _drawn(generator: StableDiffusion, told: _Given, *, settings: Reconstruct) -> torch.Tensor:
+def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) -> torch.Tensor:
     """Return pixels (row, rgb, y, x) between 0 and 1, on the device."""
     import torch
 
@@ -156,12 +157,12 @@ def _drawn(generator: StableDiffusion, told: _Given, *, settings: Reconstruct) -
     empty = generator.unconditional.expand(rows, -1, -1)
     embeds = empty
     if told.prompt is not None:
-        decoded = told.prompt.to(device)
+        decoded = sent(told.prompt, device=device)
         embeds = (
             decoded if settings.prompt_scale == 1 else empty.lerp(decoded, settings.prompt_scale)
         )
-    shown = None if told.shown is None else told.shown.to(device)
-    start = told.start
+    shown = None if told.shown is None else sent(told.shown, device=device)
+    start = sent(told.start, device=device)
     # Not inference_mode, under which nothing can be differentiated.
     with torch.no_grad(), quiet():
         arguments = {}
@@ -183,7 +184,7 @@ def _drawn(generator: StableDiffusion, told: _Given, *, settings: Reconstruct) -
             pipeline.scheduler = guided(pipeline.scheduler, guide)
         with given(pipeline.unet, arguments):
             return pipeline(
-                image=start.to(device),
+                image=start,
                 prompt_embeds=embeds,
                 negative_prompt_embeds=empty,
                 strength=settings.strength if "z" in drawn_from else 1.0,
@@ -319,7 +320,7 @@ def _finite(array: NDArray[np.floating] | None, *, name: str, wanted: str) -> to
 
 def _through_pixels(generator: StableDiffusion, *, latents: torch.Tensor) -> torch.Tensor:
     vae = generator.pipeline.vae
-    scaled = latents.to(generator.device) / generator.scaling_factor
+    scaled = latents / generator.scaling_factor
     with switched_off(generator.compiled):  # latents of another size
         pixels = vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
     return encode_pixels(generator, pixels=resize(pixels, side=generator.resolution))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from raybrain import outputs, seal
+from raybrain import catalog, outputs, seal
 from raybrain.config import InputError
-from raybrain.stages import STAGE_COLUMN, checking, extent, standing
+from raybrain.stages import STAGE_COLUMN, checking, extent, say, standing
 from raybrain.stages.needs import needs_of
 from raybrain.stages.planning import told_bytes
 
@@ -46,6 +46,38 @@ class Unit:
     def done(self) -> bool:
         """Whether it is there as it is wanted."""
         return self.state == "sealed"
+
+
+def present(runs: Runs) -> Runs:
+    """Return the runs whose datasets are here and say which are left out, where the sweep skips.
+
+    Raises
+    ------
+    InputError
+        If none is left.
+    """
+    if runs.sweep.absent != "skip":
+        return runs
+    left_out: dict[str, str] = {}
+    kept = []
+    for run in runs.runs:
+        experiment = run.experiment
+        why = ""
+        if experiment.simulation is None:
+            entry = catalog.load_entry(experiment.dataset)
+            why = catalog.absence(entry, workspace=experiment.workspace)
+        if why:
+            left_out.setdefault(experiment.dataset, why)
+        else:
+            kept.append(run)
+    for dataset, why in left_out.items():
+        say("skipped", f"{dataset}: {why}")
+    if not kept:
+        raise InputError(
+            f"none of the datasets of '{runs.sweep.name}' is here, the first is missing because "
+            f"{next(iter(left_out.values()))}"
+        )
+    return replace(runs, runs=tuple(kept))
 
 
 def units_of(experiments: Sequence[Experiment]) -> dict[str, Unit]:

@@ -82,3 +82,23 @@ def test_threads_that_share_a_worker_draw_what_one_does(unit, worker):
     with ThreadPoolExecutor(3) as threads:
         for drawing in threads.map(worker, [unit] * 3):
             np.testing.assert_array_equal(drawing.images, alone.images)
+
+
+def test_another_thread_may_have_the_networks_while_results_are_fetched(unit, worker, monkeypatch):
+    import torch
+
+    held = {"unet": [], "fetched": []}
+    lock, fetch = worker.generator.alone, torch.Tensor.cpu
+    unet = worker.generator.pipeline.unet
+    unet.register_forward_pre_hook(lambda *_: held["unet"].append(lock.locked()))
+
+    def fetched(tensor):
+        if tensor.dtype == torch.uint8:
+            held["fetched"].append(lock.locked())
+        return fetch(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", fetched)
+    worker(unit)
+    assert held["fetched"] == [False]
+    assert all(held["unet"])
+    assert len(held["unet"]) == 2
