@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "absence",
     "check_choice",
+    "in_workspace",
     "load_entry",
     "locate",
     "root_of",
@@ -278,6 +279,12 @@ def absence(entry: CatalogEntry, *, workspace: str) -> str:
         return str(error)
     root = root_of(entry, workspace=workspace)
     return "" if "://" in root or Path(root).is_dir() else f"there is no folder {root}"
+
+
+def in_workspace(entry: CatalogEntry) -> bool:
+    """Return whether a dataset lies under the workspace, where simulated ones are written."""
+    elsewhere = any(mark in entry.root for mark in ("$", "://", "::", "~"))
+    return not elsewhere and not Path(entry.root).is_absolute()
 
 
 def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from raybrain import catalog, cluster, digests, plugins, seal
 from raybrain.catalog import CatalogEntry
@@ -60,9 +60,16 @@ def dataset_entry(experiment: Experiment) -> CatalogEntry:
         If the entry, the subject or an ROI does not exist.
     """
     entry = catalog.load_entry(experiment.dataset)
-    rois = {roi for _, decode in targets(experiment) for roi in decode.named_rois}
     for one in each_subject(experiment):
-        catalog.check_choice(entry, subject=one.subject, rois=tuple(sorted(rois)))
+        own = one.dataset == experiment.dataset
+        rois = {
+            roi
+            for _, decode in targets(experiment)
+            for roi in decode.named_rois
+            if own or isinstance(decode.decoder, Backbone)
+        }
+        whose = entry if own else catalog.load_entry(one.dataset)
+        catalog.check_choice(whose, subject=one.subject, rois=tuple(sorted(rois)))
     return entry
 
 
@@ -85,22 +92,72 @@ def has_networks(experiment: Experiment) -> bool:
 
 
 def each_subject(experiment: Experiment) -> list[Experiment]:
-    """Return the experiment for every subject whose data it trains on, its own subject first."""
+    """Return the experiment for every subject whose data it trains on, its own subject first.
+
+    Raises
+    ------
+    InputError
+        If a subject of another dataset is measured where the experiment's own is simulated.
+    """
     names = dict.fromkeys((experiment.subject, *experiment.subjects))
-    return [experiment.model_copy(update={"subject": name}) for name in names]
+    return [_of_subject(experiment, name) for name in names]
+
+
+def _of_subject(experiment: Experiment, name: str) -> Experiment:
+    dataset, _, subject = name.rpartition(":")
+    if dataset in ("", experiment.dataset):
+        return experiment.model_copy(update={"subject": subject})
+    simulation = experiment.simulation
+    if simulation is not None:
+        entry = catalog.load_entry(dataset)
+        reader, layouts = entry.reader, type(simulation).model_fields["layout"].annotation
+        if reader not in get_args(layouts) or not catalog.in_workspace(entry):
+            raise InputError(
+                f"'subjects' has {name}, but {experiment.subject} is simulated, and a simulated "
+                f"brain trains with no measured one; leave one of them out"
+            )
+        simulation = simulation.model_copy(update={"layout": reader})
+    # Those of another dataset have no further subjects: names are as the experiment writes them.
+    return experiment.model_copy(
+        update={
+            "dataset": dataset,
+            "subject": subject,
+            "subjects": (),
+            "simulation": simulation,
+        }
+    )
+
+
+def subject_name(experiment: Experiment, one: Experiment) -> str:
+    """Return what one of `each_subject` is called among those of the experiment."""
+    if one.dataset == experiment.dataset:
+        return one.subject
+    return f"{catalog.load_entry(one.dataset).name}:{one.subject}"
 
 
 def subjects_of(experiment: Experiment, decode: Decode) -> list[str]:
-    """Return the subjects that train the decoder of one target together."""
+    """Return the subjects that train the decoder of one target together, as `subject_name` says."""
     if not isinstance(decode.decoder, Backbone):
         return [experiment.subject]
-    return [one.subject for one in each_subject(experiment)]
+    return [subject_name(experiment, one) for one in each_subject(experiment)]
 
 
 def simulated(experiment: Experiment) -> Output | None:
-    """Return the simulated dataset, or None where the dataset is a real one."""
+    """Return the simulated dataset, or None where the dataset is a real one.
+
+    Raises
+    ------
+    InputError
+        If it would be written among the files of a dataset that lies elsewhere.
+    """
     if experiment.simulation is None:
         return None
+    entry = dataset_entry(experiment)
+    if not catalog.in_workspace(entry):
+        raise InputError(
+            f"'simulation' would be written among the files of {entry.name} at {entry.root}; "
+            f"choose dataset=simulated, or leave 'simulation' out (simulation=null)"
+        )
     folder = f"{dataset_root(experiment)}/simulation/{experiment.subject}"
     settings = {"subject": experiment.subject, **_under(experiment, "simulation")}
     return Output("simulate", folder, Seal("simulate", settings))
@@ -172,9 +229,10 @@ def decoder(experiment: Experiment, target: str) -> Output:
         inputs["the package of the decoder"] = whose
     others = set(subjects_of(experiment, decode)) - {experiment.subject}
     for one in each_subject(experiment):
-        if one.subject in others:
-            inputs[f"the store of {one.subject}"] = subject_store(one).seal.digest
-            inputs[f"the targets of {one.subject}"] = features(one).seal.digest
+        name = subject_name(experiment, one)
+        if name in others:
+            inputs[f"the store of {name}"] = subject_store(one).seal.digest
+            inputs[f"the targets of {name}"] = features(one).seal.digest
     made = Seal("train", settings, inputs)
     folder = f"{_folder_of(experiment, 'decoders', made=made)}/{target}"
     return Output("train", folder, made)

@@ -114,7 +114,8 @@ class Experiment(Section):
     subject: str
     """A subject of the catalog entry."""
     subjects: tuple[str, ...] = ()
-    """Subjects whose data train one ``residual_mlp`` together: an input layer each and one trunk.
+    """Subjects whose data train one ``residual_mlp`` or ``mindeye2`` together: an input layer each
+    and one trunk. One of another dataset is ``DATASET:SUBJECT``; ROIs have the same names there.
     What follows training is about ``subject``, which is one of them anyway."""
     workspace: Location = "workspace"
     """Folder or bucket for all that is written."""
@@ -172,7 +173,10 @@ class Experiment(Section):
         beside : Path
             Where a dataset that is named by a relative path is looked for if not here.
         """
-        absolute = {"dataset": shipped.locate(self.dataset, beside=beside)}
+        absolute: dict[str, Any] = {
+            "dataset": shipped.locate(self.dataset, beside=beside),
+            "subjects": tuple(_located(name, beside=beside) for name in self.subjects),
+        }
         if "://" not in self.workspace:
             absolute["workspace"] = str(Path(self.workspace).absolute())
         return self.model_copy(update=absolute)
@@ -258,6 +262,12 @@ class Experiment(Section):
                     f"add it or leave '{row}' out"
                 )
         return self
+
+
+def _located(name: str, *, beside: Path) -> str:
+    """Return a subject's name with the path of its dataset's entry file, if it has one."""
+    dataset, colon, subject = name.rpartition(":")
+    return f"{shipped.locate(dataset, beside=beside)}{colon}{subject}" if dataset else name
 
 
 NAMING = ("name", "workspace", "folders", "on_change", "tracking", "resources", "tuning")

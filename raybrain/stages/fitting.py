@@ -41,7 +41,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
         if prior is not None:
             prior.save(folder / PRIOR)
         for subject, other in others.items():
-            other.save(folder / OTHERS / subject)
+            other.save(folder / OTHERS / subject.replace(":", "/"))
         if data.wants_reference:
             ridge_on_worker(data, section=Ridge()).save(folder / REFERENCE)
         if experiment.tracking.models:

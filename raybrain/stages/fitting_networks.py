@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybrain import cluster, outputs, places, store
-from raybrain.config import ClosedForm
+from raybrain.config import ClosedForm, InputError
 from raybrain.decoders import (
     SharedTask,
     Task,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 CURVES = "curves.json"
 """Metric to (epoch, value) pairs of a network's training."""
+
+
+PICTURES_AT_ONCE = 256
+"""Pictures that are held at once to be compared."""
 
 
 ROWS = "rows.zarr"
@@ -93,12 +98,10 @@ def _prior_task(data: Data, section: Prior, *, held_out_r2: np.ndarray) -> Prior
 def fit_subjects(data: Data, *, output: Output, run: Run) -> dict[str, TrainedDecoder]:
     """Fit one network to several subjects; return a decoder for each."""
     whole = data.decode.model_copy(update={"sessions": None})
-    found = {
-        one.subject: Data.of(
-            one, data.target, data.decode if one.subject == data.experiment.subject else whole
-        )
-        for one in outputs.each_subject(data.experiment)
-    }
+    own, *others = outputs.each_subject(data.experiment)
+    found = {own.subject: Data.of(own, data.target, data.decode)}
+    for one in others:
+        found[outputs.subject_name(own, one)] = Data.of(one, data.target, whole)
     extent.check_together(data.experiment, [one.gigabytes for one in found.values()])
     prepare_task = functools.partial(_task_of_all, found)
     decoders: dict[str, TrainedDecoder] = _fit_prepared(prepare_task, data, output=output, run=run)
@@ -126,7 +129,36 @@ def _fit_prepared(
 
 
 def _task_of_all(found: dict[str, Data]) -> SharedTask:
+    own = next(iter(found.values()))
+    for subject, one in found.items():
+        if one.experiment.dataset != own.experiment.dataset:
+            _refuse_test_pictures(one, own=own, subject=subject)
     return shared_task({subject: _task(one) for subject, one in found.items()})
+
+
+def _refuse_test_pictures(other: Data, *, own: Data, subject: str) -> None:
+    """Raise `InputError` if a subject of another dataset was shown what this one is tested on."""
+    trained = set(own.opened.trials["image_id"])
+    held_out = [image_id for image_id in own.opened.images.index if image_id not in trained]
+    known = _picture_digests(own, held_out)
+    for image_id, digest in _picture_digests(other, other.opened.shown).items():
+        same = [one for one, found in known.items() if found == digest]
+        if same:
+            raise InputError(
+                f"'subjects' has {subject}, who trains on {image_id}, the same picture as "
+                f"{same[0]}, which is not among the training images of {own.experiment.subject}; "
+                f"leave {subject} out, or give both datasets the same split"
+            )
+
+
+def _picture_digests(data: Data, image_ids: list[str]) -> dict[str, bytes]:
+    starts = range(0, len(image_ids), PICTURES_AT_ONCE)
+    parts = [image_ids[start : start + PICTURES_AT_ONCE] for start in starts]
+    return {
+        image_id: hashlib.sha256(picture.tobytes()).digest()
+        for part in parts
+        for image_id, picture in zip(part, data.opened.pixels(part), strict=True)
+    }
 
 
 def _task(data: Data) -> Task:
