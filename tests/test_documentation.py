@@ -19,7 +19,13 @@ sys.path.append(str(DOCS / "_ext"))
 
 def named(words):
     """Return the object of a dotted name, a tag of a run or a group of entry points, or None."""
-    groups = (plugins.DECODERS, plugins.DATASETS, plugins.TARGETS, plugins.METRICS)
+    groups = (
+        plugins.DECODERS,
+        plugins.DATASETS,
+        plugins.TARGETS,
+        plugins.GENERATORS,
+        plugins.METRICS,
+    )
     if words in (*groups, *vars(tags).values()):
         return words
     parts = words.split(".")
