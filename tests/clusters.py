@@ -138,11 +138,9 @@ class Cluster:
 
     def nodes(self) -> list[dict]:
         """Return the nodes that are alive."""
-        return [
-            node
-            for node in json.loads(self.python("print(json.dumps(ray.nodes()))"))
-            if node["Alive"]
-        ]
+        said = self.python("print(json.dumps(ray.nodes()))").splitlines()
+        listed = next(line for line in said if line.startswith("["))  # Ray may say more beside it
+        return [node for node in json.loads(listed) if node["Alive"]]
 
     def wait(self, done, *, what: str, seconds: float = 120) -> None:
         """Wait until ``done()`` is true."""
