@@ -158,7 +158,8 @@ def simulated(experiment: Experiment) -> Output | None:
             f"'simulation' would be written among the files of {entry.name} at {entry.root}; "
             f"choose dataset=simulated, or leave 'simulation' out (simulation=null)"
         )
-    folder = f"{dataset_root(experiment)}/simulation/{experiment.subject}"
+    root = catalog.root_of(entry, workspace=experiment.workspace)
+    folder = f"{root}/simulation/{experiment.subject}"
     settings = {"subject": experiment.subject, **_under(experiment, "simulation")}
     return Output("simulate", folder, Seal("simulate", settings))
 

@@ -283,22 +283,24 @@ def create_rows(
     arrays: Mapping[str, tuple[tuple[int, ...], str]],
     *,
     image_ids: Sequence[str],
-    rows_per_block: int,
+    rows_per_block: int | Mapping[str, int],
     attributes: Mapping[str, Any],
     rows_per_chunk: int | None = None,
     dimension: str = "image",
 ) -> None:
     """Prepare arrays whose first dimension is the image; ``name -> (shape of a row, dtype)``.
 
-    ``rows_per_block`` rows are one file, written whole by one task. With ``rows_per_chunk`` the
-    file is a shard whose chunks can be read one by one. ``dimension`` names what a row is of.
+    ``rows_per_block`` rows, of all arrays or by an array's name, are one file, written whole by one
+    task. With ``rows_per_chunk`` the file is a shard whose chunks can be read one by one.
+    ``dimension`` names what a row is of.
     """
     group = zarr.open_group(path, mode="a")
     _write_table(group, "image_id", np.array(list(image_ids), dtype=object), dimension=dimension)
     for name, (shape, dtype) in arrays.items():
         if name in group:
             continue
-        block = min(rows_per_block, max(len(image_ids), 1))
+        wanted = rows_per_block if isinstance(rows_per_block, int) else rows_per_block[name]
+        block = min(wanted, max(len(image_ids), 1))
         chunk = min(rows_per_chunk or block, block)
         group.create_array(
             name,

@@ -15,6 +15,7 @@ import pytest
 
 from raybrain import cli, outputs, store
 from raybrain.stages import drawing
+from tests.processes import children
 from tests.small_run import load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -76,11 +77,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_only_what_was_in_flight(
     command = [sys.executable, "-m", "raybrain.cli", *words]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     _wait_for(3, folder, process=process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.cmdline() and child.cmdline()[0].startswith("ray::MapWorker")
-    ]
+    workers = children(process, begins="ray::MapWorker")
     assert len(workers) == 2
     before = _files(folder)
     workers[0].kill()

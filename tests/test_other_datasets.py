@@ -98,10 +98,11 @@ def data_of(images: dict[str, int], *, trained: list[str], dataset="one"):
 def test_who_trains_on_a_test_picture_of_the_subject_is_refused():
     own = data_of({"a": 1, "b": 2, "c": 3}, trained=["a", "b"])
     other = data_of({"x": 2, "y": 3, "z": 4}, trained=["x", "z"], dataset="other")
-    fitting_networks._refuse_test_pictures(other, own=own, subject="other:S1")
-    other = data_of({"x": 2, "y": 3}, trained=["x", "y"], dataset="other")
-    with pytest.raises(InputError, match="trains on y, the same picture as c, which is not among"):
-        fitting_networks._refuse_test_pictures(other, own=own, subject="other:S1")
+    fitting_networks._refuse_test_pictures({"other:S1": other}, own=own)
+    worse = data_of({"x": 2, "y": 3}, trained=["x", "y"], dataset="other")
+    sentence = "has other:S2, who trains on y, the same picture as c, which is not among"
+    with pytest.raises(InputError, match=sentence):
+        fitting_networks._refuse_test_pictures({"other:S1": other, "other:S2": worse}, own=own)
 
 
 @pytest.mark.slow

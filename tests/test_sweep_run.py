@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from raybrain import cli, outputs, pipeline, sweeps, tracking
 from raybrain.stages import sweeping
 from tests import clusters
+from tests.processes import children
 
 pytestmark = [
     pytest.mark.ray,
@@ -200,15 +200,6 @@ def start(file: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Return the processes of Ray that do the work of a command."""
-    try:
-        found = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in found if one.name().startswith("ray::")]
-    except psutil.Error:
-        return []
-
-
 def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(swept, experiment_file, tmp_path):
     folder, _ = swept
     file = write_sweep(tmp_path, experiment_file)
@@ -219,7 +210,7 @@ def test_a_sweep_killed_again_and_again_ends_with_the_same_tables(swept, experim
         deadline = time.monotonic() + chance.uniform(8, 60)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(chance.uniform(0.5, 4))
-            alive = workers_of(process)
+            alive = children(process, begins="ray::")
             if alive and chance.random() < 0.3:
                 chance.choice(alive).kill()
         if process.poll() is not None:

@@ -262,7 +262,7 @@ class Training(Section):
     """Type in which matrix products are computed; weights stay float32. Auto is bfloat16 on a GPU
     that has it (NVIDIA Ampere and later), and float32 elsewhere."""
     replay: Literal["auto"] | bool = "auto"
-    """On a GPU record a step once and replay it as one CUDA graph, two to seven times as fast where
+    """On a GPU record a step once and replay it as one CUDA graph, three to six times as fast where
     kernels take less time than their starting. Rows must fit on the GPU; one worker, no contrastive
     loss. Auto replays the networks of the paper and ``residual_mlp``; true, any other as well."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -127,3 +127,13 @@ class Reconstruct(Section):
     embeddings alone."""
     images_per_unit: Positive = 4
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
+
+    @property
+    def own_strength(self) -> float:
+        """Strength in this mode: without latents all of the schedule is run, from pure noise."""
+        return self.strength if "z" in letters(self.mode) else 1.0
+
+    @property
+    def own_guidance(self) -> float:
+        """Guidance in this mode: from latents alone there is nothing to be guided by."""
+        return 1.0 if letters(self.mode) == {"z"} else self.guidance

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from raybrain.decoders.gpu_memory import free_memory
 from raybrain.decoders.normalisation import CONSTANT, Integers
 from raybrain.decoders.ridge_arrays import (
     Array,
@@ -103,12 +104,7 @@ def working_memory(device: Device) -> int:
     """Return how many bytes a block of targets may take."""
     if device is None or not device.startswith("cuda"):
         return BLOCK_BYTES
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(device)
-    # Of its own process' memory torch keeps what it has freed, and hands it out again.
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(FREE_SHARE * (free + kept))
+    return int(FREE_SHARE * free_memory(device))
 
 
 def factorise(betas: Array, *, count: Integers | None = None, device: Device = None) -> Factor:

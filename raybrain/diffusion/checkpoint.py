@@ -352,8 +352,22 @@ def image_embeds_shape(checkpoint: Checkpoint) -> tuple[int, ...] | None:
     return ((config["image_size"] // config["patch_size"]) ** 2 + 1, config["hidden_size"])
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return name to shape of the tensors of a ``.safetensors`` file, from its head alone.
+
+    Raises
+    ------
+    SafetensorError
+        If it is damaged.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
 def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if path.suffix != ".safetensors" or not path.is_file():
         raise InputError(
@@ -361,8 +375,7 @@ def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             f"file of an IP-Adapter"
         )
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return tensor_shapes(path)
     except SafetensorError as error:
         raise InputError(f"the adapter {path} could not be read ({error}); copy it again") from None
 

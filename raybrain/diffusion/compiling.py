@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybrain.config import Generator, Reconstruct, letters
-from raybrain.diffusion.checkpoint import find_checkpoint
+from raybrain.config import Generator, Reconstruct
+from raybrain.diffusion.checkpoint import find_checkpoint, tensor_shapes
 
 if TYPE_CHECKING:
     from raybrain.diffusion.generator import Pipeline
@@ -29,8 +29,6 @@ EAGER, COMPILED = 260e12, 362e12
 """FLOP/s of that UNet with 40 rows in float16 on one H100, as it is and compiled."""
 COMPILING = 90.0
 """Seconds until the first batch is drawn on a machine of 16 CPUs, nothing being kept of before."""
-WEIGHTS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-"""Bytes of a weight by its name in a safetensors file."""
 
 
 class Compiled:
@@ -113,10 +111,9 @@ def pays(
         return settings.compile
     if not on_gpu:
         return False
-    drawn_from = letters(reconstruct.mode)
-    share = reconstruct.strength if "z" in drawn_from else 1.0
-    halves = 1 if drawn_from == {"z"} or reconstruct.guidance == 1 else 2
-    calls = images / workers * halves * max(1, int(reconstruct.steps * share))
+    halves = 1 if reconstruct.own_guidance == 1 else 2
+    steps = max(1, int(reconstruct.steps * reconstruct.own_strength))
+    calls = images / workers * halves * steps
     saved = calls * unet_flops(settings) * (1 / EAGER - 1 / COMPILED)
     return saved > COMPILING
 
@@ -137,13 +134,7 @@ def unet_flops(settings: Generator) -> float:
 def _weights(path: Path) -> float:
     if path.suffix != ".safetensors":
         return path.stat().st_size / 4
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    return sum(
-        (entry["data_offsets"][1] - entry["data_offsets"][0]) / WEIGHTS.get(entry["dtype"], 4)
-        for entry in header.values()
-    )
+    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
 
 
 def cache_folder() -> Path:

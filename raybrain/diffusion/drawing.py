@@ -152,8 +152,7 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
 
     device, pipeline = generator.device, generator.pipeline
     rows = len(told.noise)
-    drawn_from = letters(settings.mode)
-    guidance = 1.0 if drawn_from == {"z"} else settings.guidance
+    guidance = settings.own_guidance
     empty = generator.unconditional.expand(rows, -1, -1)
     embeds = empty
     if told.prompt is not None:
@@ -187,7 +186,7 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
                 image=start,
                 prompt_embeds=embeds,
                 negative_prompt_embeds=empty,
-                strength=settings.strength if "z" in drawn_from else 1.0,
+                strength=settings.own_strength,
                 guidance_scale=guidance,
                 num_inference_steps=settings.steps,
                 generator=told.noise,

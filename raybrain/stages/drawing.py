@@ -116,15 +116,14 @@ def _draw(
     )
     total = len(image_ids) * sum(samples_of(settings, row=row) for row in rows)
     compiled = _compiled(experiment, output.folder, images=total)
-    for row in rows:
-        store.create_rows(
-            output.folder,
-            {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8")},
-            image_ids=image_ids,
-            rows_per_block=_images_of_unit(experiment, row=row),
-            rows_per_chunk=1,
-            attributes={**lineage, **_lineage(experiment), COMPILED: compiled},
-        )
+    store.create_rows(
+        output.folder,
+        {row: ((samples_of(settings, row=row), pixels, pixels, 3), "uint8") for row in rows},
+        image_ids=image_ids,
+        rows_per_block={row: _images_of_unit(experiment, row=row) for row in rows},
+        rows_per_chunk=1,
+        attributes={**lineage, **_lineage(experiment), COMPILED: compiled},
+    )
     units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
     if compiled and units:
         say("reconstruct", "compiles the generator first: about a minute on each node")
@@ -134,7 +133,7 @@ def _draw(
         Painter,
         units,
         worker_arguments={
-            "experiment": with_compiled(experiment, compiled),
+            "experiment": _with_compiled(experiment, compiled),
             "sources": Sources.of(experiment),
             "folder": output.folder,
         },
@@ -238,7 +237,7 @@ def _compiled(experiment: Experiment, folder: str, *, images: int) -> bool:
     )
 
 
-def with_compiled(experiment: Experiment, compiled: bool) -> Experiment:
+def _with_compiled(experiment: Experiment, compiled: bool) -> Experiment:
     """Return the experiment with ``generator.compile`` decided."""
     generator = experiment.generator.model_copy(update={"compile": compiled})
     return experiment.model_copy(update={"generator": generator})

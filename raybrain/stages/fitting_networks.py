@@ -24,7 +24,7 @@ from raybrain.stages import describing, extent, previewing, say
 from raybrain.stages.fitting_data import PRIOR, Data, image_rows, on_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from raybrain.cluster import Shared
     from raybrain.config import Decode, Experiment, NetworkDecoder, Prior, Training
@@ -130,35 +130,37 @@ def _fit_prepared(
 
 def _task_of_all(found: dict[str, Data]) -> SharedTask:
     own = next(iter(found.values()))
-    for subject, one in found.items():
-        if one.experiment.dataset != own.experiment.dataset:
-            _refuse_test_pictures(one, own=own, subject=subject)
+    others = {
+        subject: one
+        for subject, one in found.items()
+        if one.experiment.dataset != own.experiment.dataset
+    }
+    if others:
+        _refuse_test_pictures(others, own=own)
     return shared_task({subject: _task(one) for subject, one in found.items()})
 
 
-def _refuse_test_pictures(other: Data, *, own: Data, subject: str) -> None:
+def _refuse_test_pictures(others: dict[str, Data], *, own: Data) -> None:
     """Raise `InputError` if a subject of another dataset was shown what this one is tested on."""
     trained = set(own.opened.trials["image_id"])
     held_out = [image_id for image_id in own.opened.images.index if image_id not in trained]
-    known = _picture_digests(own, held_out)
-    for image_id, digest in _picture_digests(other, other.opened.shown).items():
-        same = [one for one, found in known.items() if found == digest]
-        if same:
-            raise InputError(
-                f"'subjects' has {subject}, who trains on {image_id}, the same picture as "
-                f"{same[0]}, which is not among the training images of {own.experiment.subject}; "
-                f"leave {subject} out, or give both datasets the same split"
-            )
+    known = {digest: image_id for image_id, digest in _picture_digests(own, held_out)}
+    for subject, other in others.items():
+        for image_id, digest in _picture_digests(other, other.opened.shown):
+            if digest in known:
+                raise InputError(
+                    f"'subjects' has {subject}, who trains on {image_id}, the same picture as "
+                    f"{known[digest]}, which is not among the training images of "
+                    f"{own.experiment.subject}; leave {subject} out, or give both datasets the "
+                    f"same split"
+                )
 
 
-def _picture_digests(data: Data, image_ids: list[str]) -> dict[str, bytes]:
-    starts = range(0, len(image_ids), PICTURES_AT_ONCE)
-    parts = [image_ids[start : start + PICTURES_AT_ONCE] for start in starts]
-    return {
-        image_id: hashlib.sha256(picture.tobytes()).digest()
-        for part in parts
-        for image_id, picture in zip(part, data.opened.pixels(part), strict=True)
-    }
+def _picture_digests(data: Data, image_ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    for start in range(0, len(image_ids), PICTURES_AT_ONCE):
+        part = image_ids[start : start + PICTURES_AT_ONCE]
+        for image_id, picture in zip(part, data.opened.pixels(part), strict=True):
+            yield image_id, hashlib.sha256(picture.tobytes()).digest()
 
 
 def _task(data: Data) -> Task:

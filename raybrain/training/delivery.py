@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from raybrain.decoders.gpu_memory import free_memory
 from raybrain.training.feeds import Batch, Feed, Resident
 
 logger = logging.getLogger(__name__)
@@ -100,13 +101,6 @@ def fits(rows: int, *, weights: int, free: int) -> bool:
         Bytes that are free there.
     """
     return rows <= SHARE_OF_FREE * (free - COPIES_OF_WEIGHTS * weights)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that this process could still take."""
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused
 
 
 def read_ahead(feed: Feed, parts: Sequence[Tensor], *, device: torch.device) -> Iterator[Batch]:

@@ -18,35 +18,10 @@ from raybrain.config import Features, Generator, Reconstruct
 from raybrain.diffusion import DrawingUnit, DrawingWorker, target_shapes
 from raybrain.diffusion.compiling import switched_off
 from tests.benchmarks.gpu_machine import Size, fastest, most_memory, seconds
-from tests.diffusion.generators import TINY, write_generator
+from tests.diffusion.generators import TINY, V1_4, write_generator
 
 HOW = Reconstruct(steps=20, strength=0.8, guidance=5.0)
 IMAGES, SAMPLES = 4, 5
-V1_4: dict[str, dict[str, Any]] = {
-    "text": {
-        "vocab_size": 49408,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 77,
-    },
-    "vae": {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-        "sample_size": 512,
-        "scaling_factor": 0.18215,
-    },
-    "unet": {
-        "sample_size": 64,
-        "block_out_channels": (320, 640, 1280, 1280),
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-    },
-}
-"""As the configs of Stable Diffusion v1.4 say."""
 ATTENTION = {
     "chosen by torch": None,
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import yaml
 
 from raybrain import config, outputs, store
 from tests.benchmarks.gpu_drawing import HOW, IMAGES, SAMPLES, write_checkpoint
 from tests.benchmarks.gpu_machine import Size
+from tests.processes import children
 from tests.small_run import SIMULATED
 
 TEST_IMAGES = 80
@@ -118,12 +117,10 @@ def _kill_a_worker(
         written = len(list(folder.glob("system/c/*/0/0/0/0")))
         if written < after:
             continue
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # zombies are that, too
-                if "".join(child.cmdline()[:1]).startswith("ray::MapWorker"):
-                    killed.append(written)
-                    os.kill(child.pid, signal.SIGKILL)
-                    return
+        for worker in children(process, begins="ray::MapWorker"):
+            killed.append(written)
+            worker.kill()
+            return
 
 
 def of_units(folder: str, name: str, *, rows: int) -> dict[str, Any]:

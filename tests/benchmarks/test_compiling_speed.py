@@ -1,27 +1,17 @@
 """Compiled networks: what the first worker of a node waits for, and what the next one does."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import result_of
 
 pytestmark = pytest.mark.benchmark
 WORKER = Path(__file__).with_name("compiling_worker.py")
 
 
 def drawn(how, *, cache):
-    done = subprocess.run(
-        [sys.executable, str(WORKER), how],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return result_of(WORKER, how, env={"TORCHINDUCTOR_CACHE_DIR": str(cache)})
 
 
 def test_a_second_worker_finds_what_the_first_compiled(scale, tmp_path):

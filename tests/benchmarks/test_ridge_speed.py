@@ -1,21 +1,17 @@
 """Ridge at the size of a subject beside himalaya, each in a process of its own, same threads."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import result_of
 
 pytestmark = pytest.mark.benchmark
 CONTESTANT = Path(__file__).with_name("ridge_contestant.py")
 
 
 def measured(contestant, sizes):
-    command = [sys.executable, str(CONTESTANT), contestant, *map(str, sizes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = result_of(CONTESTANT, contestant, *sizes)
     print(
         f"\n{contestant:>14}: {result['seconds']:7.1f} s   R² {result['r2']:.4f}   "
         f"peak {result['gigabytes']:.2f} GB"

@@ -43,6 +43,33 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+V1_4: dict[str, dict[str, Any]] = {
+    "text": {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+    },
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+    },
+    "unet": {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+}
+"""As the configs of Stable Diffusion v1.4 say."""
+
+
 def write_tiny_generator(folder: Path) -> None:
     """Write a generator of 32-pixel images and 12 tokens of width 16."""
     write_generator(folder, **TINY)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.diffusion.generators import write_generator
+from tests.diffusion.generators import V1_4, write_generator
 
 DRAW = """
 import resource, sys, time
@@ -47,25 +47,7 @@ print(json.dumps({
 def test_stable_diffusion_v1_4_draws_on_cpu(tmp_path):
     """Uses 4.3 GB of disk, and CPU minutes."""
     folder = tmp_path / "sd-v1-4"
-    write_generator(
-        folder,
-        text={
-            "vocab_size": 49408,
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-        },
-        vae={
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "block_out_channels": (128, 256, 512, 512),
-            "layers_per_block": 2,
-            "sample_size": 512,
-        },
-        unet={"sample_size": 64, "cross_attention_dim": 768},  # the rest are diffusers' defaults
-    )
+    write_generator(folder, **V1_4)
     output = subprocess.run(
         [sys.executable, "-c", DRAW, str(folder)],
         check=True,
