@@ -16,7 +16,7 @@ from raybrain.config import Experiment
 from raybrain.evaluation import PROTOCOLS
 
 PUBLIC = {
-    "raybrain.api": "The library: what notebooks import",
+    "raybrain": "The library: what notebooks import",
     "raybrain.config": "Experiments: settings, files, assignments",
     "raybrain.catalog": "Datasets as entries of a catalog",
     "raybrain.store": "The Zarr contract",
