@@ -179,6 +179,14 @@ class CatalogEntry(Section):
     def expected_list(self, *names: str, length: int | None = None) -> tuple[int, ...] | None:
         """Return a list of ``expect``, as `expected` does a count.
 
+        Parameters
+        ----------
+        *names : str
+            Keys into ``expect``, from the outside in; a value that stands higher holds for all
+            below it.
+        length : int, optional
+            How many numbers it has to hold; any number of them when not given.
+
         Raises
         ------
         InputError
@@ -288,7 +296,13 @@ def in_workspace(entry: CatalogEntry) -> bool:
 
 
 def check_choice(entry: CatalogEntry, *, subject: str, rois: tuple[str, ...]) -> None:
-    """Raise `InputError` if the entry has no such subject or ROI."""
+    """Refuse a subject or ROI that the entry does not have.
+
+    Raises
+    ------
+    InputError
+        If the entry has no such subject or ROI.
+    """
     if subject not in entry.subjects:
         raise InputError(
             f"'subject': {entry.name} has no subject '{subject}'; "

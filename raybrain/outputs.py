@@ -362,7 +362,13 @@ def pictures_report(experiment: Experiment, drawn: DrawnPictures, *, with_ceilin
 
 
 def tuning(experiment: Experiment) -> Output:
-    """Return the search for better settings of the decoders."""
+    """Return the search for better settings of the decoders.
+
+    Raises
+    ------
+    InputError
+        If the experiment has no ``tuning`` section.
+    """
     if experiment.tuning is None:
         raise InputError(
             f"experiment '{experiment.name}' has no 'tuning' section, so there is nothing to "

@@ -35,7 +35,13 @@ def plan(experiment: Experiment) -> None:
 
 
 def simulate(experiment: Experiment) -> None:
-    """Write the simulated subject that the experiment describes as NSD would ship it."""
+    """Write the simulated subject that the experiment describes as NSD would ship it.
+
+    Raises
+    ------
+    InputError
+        If the experiment has no ``simulation`` section.
+    """
     if experiment.simulation is None:
         raise InputError(
             f"experiment '{experiment.name}' has no 'simulation' section, so there is nothing to "
@@ -105,7 +111,20 @@ def reconstruct(experiment: Experiment) -> None:
 
 
 def export(experiment: Experiment, *, form: str = "pictures") -> None:
-    """Write every reconstruction as a PNG file, all as tensors, or the decoders as models."""
+    """Write every reconstruction as a PNG file, all as tensors, or the decoders as models.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose outputs are exported.
+    form : {'pictures', 'tensors', 'models'}
+        PNG files, tensors, or decoders with their cards.
+
+    Raises
+    ------
+    InputError
+        If there is no such form, or what is exported has not been made.
+    """
     from raybrain.stages import exporting, exporting_models
 
     forms: dict[str, tuple[Callable[[Experiment], Output], Work]] = {
@@ -202,7 +221,13 @@ def browse(experiment: Experiment) -> None:
 
 
 def sweep(runs: Runs) -> None:
-    """Run every experiment of a sweep, what they share once, and set them side by side."""
+    """Run every experiment of a sweep, what they share once, and set them side by side.
+
+    Raises
+    ------
+    InputError
+        If a run fails; the others are compared first.
+    """
     from raybrain.stages import contrasting, standing, sweeping
 
     runs = sweeping.present(runs)

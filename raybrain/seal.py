@@ -101,7 +101,13 @@ def status(folder: str, *, wanted: Seal) -> Status:
 
 
 def permitted(folder: str, *, wanted: Seal, on_change: Literal["refuse", "replace"]) -> Status:
-    """Return what `begin` will find, or raise the `InputError` that it will raise."""
+    """Return what `begin` will find.
+
+    Raises
+    ------
+    InputError
+        If the folder was made with other settings, and they are not to be replaced; as `begin`.
+    """
     found = status(folder, wanted=wanted)
     if found.state == "changed" and on_change == "refuse":
         raise InputError(

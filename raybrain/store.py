@@ -49,7 +49,9 @@ class Block:
     """Consecutive rows of an array that form one chunk."""
 
     start: int
+    """First row."""
     stop: int
+    """One after the last row."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class SubjectStore:
     """The trials of one subject that the opener may see."""
 
     group: zarr.Group
+    """The whole store, all trials included."""
     trials: pd.DataFrame
     """Index = row in ``betas``; columns image_id, session, run, repeat, split."""
     voxels: pd.DataFrame
     """Columns index, x, y, z, noise_ceiling."""
     rois: Mapping[str, np.ndarray]
+    """Name -> (voxel,) bool."""
     images: pd.DataFrame
     """Index = image_id; columns row, captions (list of str), group; every image of the subject."""
 
@@ -76,7 +80,13 @@ class SubjectStore:
         return np.any([self.rois[name] for name in rois], axis=0)
 
     def betas(self, *, voxels: np.ndarray) -> np.ndarray:
-        """Return (trial, voxel) float32 betas in the dataset's unit for the visible trials."""
+        """Return (trial, voxel) float32 betas in the dataset's unit for the visible trials.
+
+        Parameters
+        ----------
+        voxels : ndarray of bool, shape (voxel,)
+            Which voxels of the store to read.
+        """
         array = _array(self.group, "betas")
         scale = np.float32(scale_of(dict(array.attrs)))
         rows = self.trials.index.to_numpy()
@@ -90,7 +100,19 @@ class SubjectStore:
         return betas
 
     def first_betas(self, trials: int, *, voxels: np.ndarray) -> np.ndarray:
-        """Return `betas` of the first visible trials alone."""
+        """Return `betas` of the first visible trials alone.
+
+        Parameters
+        ----------
+        trials : int
+            How many of the visible trials.
+        voxels : ndarray of bool, shape (voxel,)
+            Which voxels of the store to read.
+
+        Returns
+        -------
+        ndarray of float32, shape (trial, voxel)
+        """
         return replace(self, trials=self.trials.iloc[:trials]).betas(voxels=voxels)
 
     def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -109,7 +131,15 @@ class SubjectStore:
 
 
 def blocks(rows: int, *, size: int) -> list[Block]:
-    """Return the chunks of ``rows`` rows."""
+    """Return the chunks of ``rows`` rows.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the array.
+    size : int
+        Rows of one chunk; the last may have fewer.
+    """
     return [Block(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
@@ -117,6 +147,15 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
     """Write everything of ``recording`` but betas and pixels, whose empty arrays are prepared.
 
     Calling it again on an unfinished store rewrites the tables and keeps the chunks.
+
+    Parameters
+    ----------
+    path : str
+        Folder or URL of the store.
+    recording : Recording
+        What a reader found.
+    side : int
+        Pixels along each side of the images that will be written.
     """
     group = zarr.open_group(path, mode="a")
     trials, voxels, images = recording.trials, recording.voxels, recording.images
@@ -193,7 +232,19 @@ def missing_blocks(path: str, name: str) -> list[Block]:
 
 
 def write_block(path: str, name: str, values: np.ndarray, *, block: Block) -> None:
-    """Write one whole chunk of an array, atomically."""
+    """Write one whole chunk of an array, atomically.
+
+    Parameters
+    ----------
+    path : str
+        Folder or URL of the store.
+    name : str
+        Of the array.
+    values : ndarray, shape (row, ...)
+        All rows of the chunk.
+    block : Block
+        Which rows they are.
+    """
     array = _array(zarr.open_group(path, mode="r+"), name)
     # Not kept in the array's metadata: without it a chunk of zeros would look unwritten.
     array.with_config({"write_empty_chunks": True})[block.start : block.stop] = values
@@ -288,11 +339,24 @@ def create_rows(
     rows_per_chunk: int | None = None,
     dimension: str = "image",
 ) -> None:
-    """Prepare arrays whose first dimension is the image; ``name -> (shape of a row, dtype)``.
+    """Prepare arrays whose first dimension is the image, or another thing that rows are of.
 
-    ``rows_per_block`` rows, of all arrays or by an array's name, are one file, written whole by one
-    task. With ``rows_per_chunk`` the file is a shard whose chunks can be read one by one.
-    ``dimension`` names what a row is of.
+    Parameters
+    ----------
+    path : str
+        Folder or URL of the store.
+    arrays : mapping
+        Name -> shape of a row and dtype.
+    image_ids : sequence of str
+        Of the rows, in their order.
+    rows_per_block : int or mapping of str to int
+        Rows of one file, of all arrays or by an array's name; a task writes a whole file.
+    attributes : mapping
+        Added to those of the store.
+    rows_per_chunk : int, optional
+        Rows that can be read by themselves: with it the file is a shard of such chunks.
+    dimension : str
+        What a row is of.
     """
     group = zarr.open_group(path, mode="a")
     _write_table(group, "image_id", np.array(list(image_ids), dtype=object), dimension=dimension)
@@ -323,7 +387,15 @@ def attributes_of(path: str) -> dict[str, Any]:
 
 
 def axes_of(name: str, *, rank: int) -> tuple[str, ...]:
-    """Return what the axes of one row of an array are called; another size has another name."""
+    """Return what the axes of one row of an array are called; another size has another name.
+
+    Parameters
+    ----------
+    name : str
+        Of the array.
+    rank : int
+        Axes of one row.
+    """
     of = name.rpartition("/")[2]
     if (of, rank) in AXES:
         return AXES[of, rank]
@@ -344,7 +416,26 @@ def row_arrays(path: str, *, group: str = "") -> list[str]:
 
 
 def read_rows(path: str, name: str, *, image_ids: Sequence[str] | None = None) -> np.ndarray:
-    """Return the rows of an array made by `create_rows`, in the order of ``image_ids``."""
+    """Return the rows of an array made by `create_rows`, in the order of ``image_ids``.
+
+    Parameters
+    ----------
+    path : str
+        Folder or URL of the store.
+    name : str
+        Of the array.
+    image_ids : sequence of str, optional
+        Of the rows that are wanted; all in their order when not given.
+
+    Returns
+    -------
+    ndarray, shape (image, ...)
+
+    Raises
+    ------
+    InputError
+        If there is no store, or chunks of the array are gone or damaged.
+    """
     group = open_sealed(path)
     array = _array(group, name)
     _check_whole(path, name)
@@ -385,7 +476,7 @@ def row_ids(path: str) -> list[str]:
 
 
 def open_foreign(path: str, *, storage: Mapping[str, Any]) -> zarr.Array:
-    """Open a Zarr array that raybrain did not write, of either version, for reading.
+    """Return a Zarr array of any shape that raybrain did not write, of either version, for reading.
 
     Raises
     ------

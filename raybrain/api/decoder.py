@@ -161,6 +161,11 @@ class Decoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         session : array, shape (trial,), optional
         image_id : array, shape (trial,), optional
             With it the repeats of an image are averaged: a row per image, ascending.
+
+        Returns
+        -------
+        ndarray of float64, shape (row,) or (row, dimension)
+            A row per trial, or per image where repeats are averaged.
         """
         return self._shaped(self._predicted(X, session=session, image_id=image_id).values)
 

@@ -154,6 +154,7 @@ class Generator:
         image_ids : sequence of str, optional
             Names of the images; positions when not given.
         seed : int
+            Of the noise, as ``seed`` of an experiment.
         **how
             Settings under ``reconstruct`` of an experiment: ``samples``, ``steps``, ``strength``,
             ``guidance``, ``mode`` and others. The mode is that of what is given.

@@ -80,6 +80,12 @@ class Results:
             ``store`` (betas, trials, voxels, images), ``features``, ``predictions`` or
             ``reconstructions``.
 
+        Returns
+        -------
+        xarray.Dataset
+            Its dimensions have names, such as ``betas`` (trial, voxel) and reconstructions (image,
+            sample, y, x, rgb); see `raybrain.open_store`.
+
         Raises
         ------
         InputError

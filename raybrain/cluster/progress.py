@@ -85,7 +85,15 @@ class Progress:
             print(self._line(), file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
-        """Count ``count`` more units, with a few words about the latest."""
+        """Count ``count`` more units, with a few words about the latest.
+
+        Parameters
+        ----------
+        count : int
+            Units that are done beside those counted before.
+        note : str
+            A few words, which stand beside the bar.
+        """
         self._done += count
         if note:
             self._note = note

@@ -115,6 +115,15 @@ def groups_at_once(groups: int, *, size: int, workers: config.Workers) -> int:
 
     On a machine that cannot grow, as many as it holds, but one at least. A cluster that was joined
     is asked for all: groups that wait for a place are what it adds nodes for.
+
+    Parameters
+    ----------
+    groups : int
+        How many there are to start.
+    size : int
+        Workers of a group.
+    workers : Workers
+        What each worker needs.
     """
     if not starts_its_own():
         return groups

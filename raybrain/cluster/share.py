@@ -28,6 +28,11 @@ def share(value: Value) -> Shared[Value]:
     """Put ``value`` into the object store once, to be handed to any number of workers.
 
     The handle is valid while the connection is open.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no connection to Ray.
     """
     import ray
 

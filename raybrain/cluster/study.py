@@ -34,9 +34,11 @@ class Candidate:
     """One set of settings to try."""
 
     number: int
+    """Place in the order in which candidates were suggested, from 0."""
     settings: Mapping[str, Any]
     """Dotted address -> value."""
     seed: int
+    """Of the fit."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Outcome:
     values: tuple[float, ...]
     """One per objective; of a candidate stopped early the last of the first; empty if it failed."""
     epochs: int
+    """Epochs that were reported."""
     seconds: float
+    """Wall time; NaN where it was not recorded."""
     error: str = ""
 
 

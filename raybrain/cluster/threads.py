@@ -14,6 +14,13 @@ def in_threads(calls: Sequence[Callable[[], None]], *, at_once: int) -> None:
 
     Ctrl-C and SIGTERM are raised at once in this thread: closing the connection to Ray then makes
     the calls under way fail.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+        Made in this order, without arguments.
+    at_once : int
+        Threads; below 2 the calls are made one after the other in this thread.
     """
     if at_once < 2 or len(calls) < 2:
         for call in calls:

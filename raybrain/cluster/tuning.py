@@ -152,6 +152,7 @@ class Refit:
     metrics: tuple[Mapping[str, float], ...]
     """One per seed."""
     seeds: tuple[int, ...]
+    """Of the fits, in the order of the metrics."""
 
 
 def refit(

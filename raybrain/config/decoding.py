@@ -179,9 +179,17 @@ class OtherNetwork(Network):
 
         Parameters
         ----------
-        voxels, outputs : int
+        voxels : int
+            Columns of what it is given.
+        outputs : int
+            Dimensions of the target that vary.
         wiring : mapping of str to ndarray
             What `wire` returned; saved with the decoder.
+
+        Raises
+        ------
+        NotImplementedError
+            If a package's decoder does not define it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build()")
 

@@ -68,7 +68,22 @@ def read_mapping(file: Path, *, example: str) -> tuple[dict[str, Any], dict[str,
 
 
 def validate(tree: dict[str, Any], *, schema: type[Tree], source: str) -> Tree:
-    """Return ``tree`` as a frozen `schema`, or raise one sentence that names the first fault."""
+    """Return ``tree`` as a frozen `schema`.
+
+    Parameters
+    ----------
+    tree : dict
+        Settings by name, as a file holds them.
+    schema : type
+        The section that they should make.
+    source : str
+        Where they were written, for the message.
+
+    Raises
+    ------
+    InputError
+        If a setting does not fit; one sentence names the first fault.
+    """
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

@@ -112,7 +112,13 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
 
 
 def reader_of(entry: CatalogEntry) -> Any:
-    """Return the module that reads the layout of a catalog entry, ours or another package's."""
+    """Return the module that reads the layout of a catalog entry, ours or another package's.
+
+    Raises
+    ------
+    InputError
+        If the reader of another package cannot be imported, or lacks a function that readers have.
+    """
     if entry.reader in READERS:
         return importlib.import_module(f"raybrain.datasets.{entry.reader}")
     reader = extension(plugins.DATASETS, entry.reader)

@@ -82,7 +82,17 @@ class Examples:
         )
 
     def like(self, betas: NDArray, *, session: Integers, image_id: Integers) -> Averaged:
-        """Return other trials, such as those of a validation split, treated as these were."""
+        """Return other trials, such as those of a validation split, treated as these were.
+
+        Parameters
+        ----------
+        betas : ndarray, shape (trial, voxel)
+            The same voxels, in the same unit, as `prepare` was given.
+        session : ndarray of int, shape (trial,)
+            One that was not fitted is z-scored with the pooled statistics.
+        image_id : ndarray of int, shape (trial,)
+            Which image each trial showed.
+        """
         standard = self.scaler.transform(betas[:, self.voxels], session=session)
         return _rows(standard, image_id=image_id, repeats=self.repeats)
 
@@ -127,6 +137,8 @@ def prepare(
     ------
     InputError
         If there are no trials, no voxel is left, or a ceiling is wanted and nothing was repeated.
+    ValueError
+        If sessions or image ids are not as many as the trials.
     """
     trials, voxels = betas.shape
     if trials == 0:
@@ -169,6 +181,15 @@ def above_ceiling(
     ceiling: NDArray, *, minimum: float, among: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Return (voxel,) bool: which voxels of ``among`` reach a noise ceiling.
+
+    Parameters
+    ----------
+    ceiling : ndarray, shape (voxel,)
+        Noise ceiling of each voxel, a fraction.
+    minimum : float
+        The noise ceiling that a voxel has to reach, a fraction.
+    among : ndarray of bool, shape (voxel,)
+        The voxels that are asked about.
 
     Raises
     ------

@@ -42,8 +42,12 @@ class Task:
         Standardised: predicting the training mean has a loss of 1.
     count : ndarray of int64, shape (row,)
         Repeats averaged in each training row, its weight in the loss.
-    voxels, scaler, target_scaler, wiring
-        What the finished decoder carries along.
+    voxels : ndarray of bool, shape (voxel,)
+        Which of the given voxels are used; carried along for the finished decoder.
+    scaler, target_scaler
+        What betas and targets were standardised with; carried along too.
+    wiring : mapping of str to ndarray of any shape
+        Order, nodes and graph of the voxels, as far as the network has any.
     """
 
     section: config.NetworkDecoder
@@ -57,10 +61,17 @@ class Task:
     target_scaler: TargetScaler
     wiring: Wiring = field(default_factory=dict)
     start: Mapping[str, NDArray] = field(default_factory=dict)
-    """Weights to start from, by name; the others start at random."""
+    """Weights to start from, by name, each of the shape of the network's own; the others start at
+    random."""
 
     def build(self, *, seed: int) -> nn.Module:
-        """Return the untrained network."""
+        """Return the untrained network.
+
+        Parameters
+        ----------
+        seed : int
+            Of the random weights.
+        """
         import torch
 
         from raybrain.decoders.build import build_network

@@ -63,7 +63,20 @@ class SessionScaler:
     pooled_scale: Floats
 
     def transform(self, betas: NDArray, *, session: Integers) -> Floats:
-        """Return z-scores of ``betas`` (trial, voxel), given the session of each trial."""
+        """Return z-scores of ``betas`` (trial, voxel), given the session of each trial.
+
+        Parameters
+        ----------
+        betas : ndarray, shape (trial, voxel)
+            The voxels that the scaler was fitted on.
+        session : ndarray of int, shape (trial,)
+            One without statistics of its own gets the pooled ones.
+
+        Raises
+        ------
+        ValueError
+            If there are other voxels than the scaler was fitted on.
+        """
         if betas.ndim != 2 or betas.shape[1] != len(self.pooled_mean):
             raise ValueError(
                 f"betas should be (trial, {len(self.pooled_mean)}), found {betas.shape}; "
@@ -91,7 +104,13 @@ class SessionScaler:
         )
 
     def select(self, voxels: NDArray[np.bool_]) -> SessionScaler:
-        """Return the scaler of the voxels in a mask (voxel,)."""
+        """Return the scaler of the voxels in a mask (voxel,).
+
+        Parameters
+        ----------
+        voxels : ndarray of bool, shape (voxel,)
+            Which voxels of this scaler to keep.
+        """
         return SessionScaler(
             session=self.session,
             mean=self.mean[:, voxels],
@@ -213,6 +232,10 @@ def noise_ceiling(
     setting : str
         What asks for it, for the message.
 
+    Returns
+    -------
+    ndarray of float32, shape (voxel,)
+
     Raises
     ------
     InputError
@@ -320,6 +343,13 @@ class StandardisedRows:
 
 def fit_target_scaler(targets: Rows, *, count: Counts | None = None) -> TargetScaler:
     """Return the mean and spread of training targets (image, dimension), weighted by repeats.
+
+    Parameters
+    ----------
+    targets : ndarray or rows on disk, shape (image, dimension)
+        Of the training images.
+    count : ndarray, shape (image,), optional
+        Weight of each image, such as its repeats; all weigh the same when not given.
 
     Raises
     ------

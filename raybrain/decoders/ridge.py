@@ -288,7 +288,18 @@ def fit_factor(
 ) -> RidgeFit:
     """Return the solution of all targets of what is factorised already, without a warning.
 
-    Parameters as in `fit_ridge`.
+    Parameters
+    ----------
+    factor : Factor
+        Of the betas, or of rows of a kernel.
+    targets : ndarray or tensor, shape (image, target)
+        Anything that slices like an array: read a block at a time.
+    alphas : sequence of float
+        Penalties in units of the mean eigenvalue.
+    folds : ndarray of int, shape (image,), optional
+        Images with the same number are left out together; one at a time when not given.
+    memory : int, optional
+        Bytes of working memory for one block of targets; see `Factor.targets_per_block`.
     """
     blocks = solve_blocks(factor, targets=targets, alphas=alphas, folds=folds, memory=memory)
     return join_blocks(list(blocks), centre=host(factor.centre))
@@ -322,7 +333,15 @@ def store_block(block: RidgeBlock, *, path: str | Path) -> RidgeBlock:
 
 
 def join_blocks(blocks: Sequence[RidgeBlock], *, centre: Floats) -> RidgeFit:
-    """Return the blocks, given in the order of their targets, as one fit."""
+    """Return the blocks, given in the order of their targets, as one fit.
+
+    Parameters
+    ----------
+    blocks : sequence of RidgeBlock
+        In the order of their targets.
+    centre : ndarray of float32, shape (voxel,)
+        What is subtracted from what is predicted from, before the weights.
+    """
     return RidgeFit(
         centre=centre,
         blocks=tuple(block.weights for block in blocks),
@@ -343,6 +362,11 @@ def grouped_folds(groups: Sequence[object] | NDArray, *, number: int) -> NDArray
         What must stay together, such as the concept of an image.
     number : int
         How many folds.
+
+    Returns
+    -------
+    ndarray of int64, shape (image,)
+        Number of the fold, from 0.
 
     Raises
     ------

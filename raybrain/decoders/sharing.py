@@ -45,7 +45,7 @@ def write_model(
         Markdown with a head in YAML.
     about : mapping
         Added to ``config.json``.
-    arrays : mapping of str to ndarray
+    arrays : mapping of str to ndarray of any shape
         Stored beside the decoder's own, such as where its voxels lie.
     largest_file : int
         Bytes; one file holds one block of weights at least.

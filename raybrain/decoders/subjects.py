@@ -42,7 +42,7 @@ class SharedTask:
 
     @property
     def validation_betas(self) -> Floats:
-        """As ``betas``."""
+        """As ``betas``, of the validation images: (row, 1 + widest)."""
         return _packed([task.validation_betas for task in self.subjects.values()])
 
     @property
@@ -52,16 +52,22 @@ class SharedTask:
 
     @property
     def validation_targets(self) -> Floats:
-        """As ``targets``."""
+        """As ``targets``, of the validation images: (row, dimension)."""
         return np.concatenate([task.validation_targets for task in self.subjects.values()])
 
     @property
     def count(self) -> NDArray[np.int64]:
-        """Repeats averaged in each training row."""
+        """Repeats averaged in each training row, (row,)."""
         return np.concatenate([task.count for task in self.subjects.values()])
 
     def build(self, *, seed: int) -> nn.Module:
-        """Return the untrained network."""
+        """Return the untrained network.
+
+        Parameters
+        ----------
+        seed : int
+            Of the random weights.
+        """
         import torch
 
         from raybrain.decoders.build import projection_of

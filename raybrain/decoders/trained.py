@@ -94,12 +94,12 @@ class TrainedDecoder:
         held out of the fit.
     held_out_r2 : ndarray of float32, shape (dimension,)
         R² on those images; 0 for constant dimensions.
-    parameters : mapping of str to ndarray
+    parameters : mapping of str to ndarray of any shape
         By name: of the network, or the centre and penalties of ridge, and of a kernel its training
         patterns.
-    blocks : tuple of Weights
+    blocks : tuple of Weights, shape (voxel, target) or (training row, target) each
         Weights of consecutive targets, linear in betas or rows of a kernel; ridge only.
-    wiring : mapping of str to ndarray
+    wiring : mapping of str to ndarray of any shape
         Order, nodes and graph of the voxels, as far as the network has any.
     """
 
@@ -131,6 +131,11 @@ class TrainedDecoder:
             A session that was not seen in training is z-scored with pooled training statistics.
         average : bool
             Whether to average the repeats of an image (then rows are in ascending image order).
+
+        Raises
+        ------
+        ValueError
+            If there are other voxels than the decoder was prepared with.
         """
         if betas.ndim != 2 or betas.shape[1] != len(self.voxels):
             raise ValueError(
@@ -228,7 +233,7 @@ class TrainedDecoder:
         }
 
     def arrays(self) -> dict[str, NDArray]:
-        """Return every array but the linear weights, by name."""
+        """Return every array but the linear weights, by name, in the shapes of the attributes."""
         return {
             "voxels": self.voxels,
             "scaler.session": self.scaler.session,
@@ -433,7 +438,18 @@ class Regressors:
         return replace(self, factor=self.factor.on(device))
 
     def rows(self, betas: Floats) -> Floats:
-        """Return what other z-scored betas (row, voxel) are predicted from."""
+        """Return what other z-scored betas (row, voxel) are predicted from.
+
+        Parameters
+        ----------
+        betas : ndarray of float32, shape (row, voxel)
+            Z-scores of the voxels that the examples have.
+
+        Returns
+        -------
+        ndarray of float32, shape (row, voxel) or (row, training row)
+            The betas themselves, or their kernel with the training rows.
+        """
         return betas if self.kernel is None else self.kernel.rows(betas)
 
 
@@ -465,7 +481,15 @@ def decoder_from_ridge(
 
 
 def predict_rows(network: nn.Module, standard: Floats) -> Floats:
-    """Return what ``network`` predicts for z-scored betas, standardised targets (row, varying)."""
+    """Return what ``network`` predicts for z-scored betas: standardised targets (row, varying).
+
+    Parameters
+    ----------
+    network : nn.Module
+        Put into evaluation mode; it computes on the device where it lies.
+    standard : ndarray of float32, shape (row, voxel)
+        Z-scores of the voxels that the network is for.
+    """
     import torch
 
     network.eval()

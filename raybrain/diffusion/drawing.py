@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 
 def noise_seed(*, seed: int, image_id: int | str, sample: int) -> int:
-    """Return the seed of a reconstruction's noise: a function of these three and nothing else."""
+    """Return the seed of a reconstruction's noise: a function of these three and nothing else.
+
+    Parameters
+    ----------
+    seed : int
+        The experiment's seed.
+    image_id : int or str
+        Of the image.
+    sample : int
+        Number of the sample, from 0.
+    """
     digest = hashlib.sha256(f"{seed}/{image_id}/{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -68,7 +78,7 @@ def draw(
         (row, width) or (row, token, width); not used by modes without e.
     image_features : LayerTargets or None
         Of the rows; only ``settings.gradient`` looks at them, in modes with e.
-    image_ids, samples : sequence
+    image_ids, samples : sequence, shape (row,)
         For each row the image and the number of the sample. With ``seed`` they determine its noise,
         whatever else is in the batch.
     seed : int
@@ -195,7 +205,7 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
 
 
 def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
-    """Raise `InputError` if no step is left to draw, or more steps than noise levels.
+    """Refuse settings that leave no step to draw, or that ask for more steps than noise levels.
 
     Parameters
     ----------
@@ -204,6 +214,11 @@ def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any
         Of the generator, for the message.
     scheduler : mapping
         Its scheduler's config.
+
+    Raises
+    ------
+    InputError
+        If no step is left to draw, or there are more steps than noise levels.
     """
     if "z" in letters(settings.mode) and int(settings.steps * settings.strength) < 1:
         needed = int(np.ceil(1 / settings.strength))
@@ -344,6 +359,7 @@ class DrawingUnit:
 
     image_ids: tuple[int | str, ...]
     samples: tuple[int, ...]
+    """Numbers of the samples, each from 0."""
     latents: NDArray[np.floating] | None
     """(image, channel, y, x), or None when the mode does not need them."""
     prompt_embeds: NDArray[np.floating] | None
@@ -362,6 +378,7 @@ class Drawing:
 
     image_ids: tuple[int | str, ...]
     samples: tuple[int, ...]
+    """Numbers of the samples, each from 0."""
     images: NDArray[np.uint8]
     """(image, sample, y, x, rgb)."""
     seconds: float

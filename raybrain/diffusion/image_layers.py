@@ -90,7 +90,13 @@ class Spread:
 
     @classmethod
     def of(cls, blocks: Iterable[NDArray[np.floating]]) -> Spread:
-        """Return that of rows, given in blocks (image, feature)."""
+        """Return that of rows, given in blocks (image, feature).
+
+        Parameters
+        ----------
+        blocks : iterable of ndarray, shape (image, feature)
+            Consecutive images.
+        """
         sums: Any = [0, 0.0, 0.0]
         for block in blocks:
             rows = np.asarray(block, np.float64)
@@ -120,7 +126,15 @@ class LayerTargets:
         return replace(self, values=self.values[index])
 
     def on(self, device: Any, *, sizes: Sequence[int]) -> Likeness:
-        """Return what compares pictures with them on a device."""
+        """Return what compares pictures with them on a device.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            Where the pictures are.
+        sizes : sequence of int
+            Features of each layer, in the order of the values.
+        """
         import torch
 
         mean = torch.from_numpy(self.spread.mean).to(device)

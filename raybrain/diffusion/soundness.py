@@ -24,10 +24,15 @@ LENGTH = 8
 
 
 def check_sound(settings: Generator) -> None:
-    """Raise `InputError` naming the first file of a generator that is missing or damaged.
+    """Refuse a generator of which a file is missing or damaged.
 
     Every config is read, and of the weights what their headers promise is compared with the bytes
     that are there: a copy that broke off is found, a flipped bit is not.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or a config lacks what is needed; the first is named.
     """
     checkpoint = find_checkpoint(settings)
     for part, needed in NEEDED.items():

@@ -143,7 +143,26 @@ def embed_images(
     images: Pictures,
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
-    """Return the image embeddings that `see_images` returns, without any inner layer."""
+    """Return the image embeddings that `see_images` returns, without any inner layer.
+
+    Parameters
+    ----------
+    generator : StableDiffusion
+        With an image encoder.
+    images : array or sequence of arrays
+        uint8, (y, x, rgb) each.
+    batch_size : int
+        Images embedded together.
+
+    Returns
+    -------
+    ndarray of float32, shape (image, ...)
+
+    Raises
+    ------
+    InputError
+        If the generator has no image encoder, or it gives values that are not finite.
+    """
     return see_images(generator, images=images, features=Features(batch_size=batch_size))[0]
 
 

@@ -45,9 +45,11 @@ class Cell:
     subject: str
     metric: str
     value: float
+    """In the unit of the metric."""
     low: float
     """95 % interval: bootstrap over images, or Student's t over subjects."""
     high: float
+    """Upper end of the interval."""
     n: int
     """Images, or subjects."""
 
@@ -62,13 +64,18 @@ class Gain:
     subject: str
     metric: str
     value: float
+    """Mean difference, in the unit of the metric."""
     low: float
+    """Lower end of the 95 % interval: paired bootstrap over images, or Student's t over subjects.
+    """
     high: float
+    """Upper end of the interval."""
     p: float
     """Within a subject by random signs of the images' differences, across subjects by t."""
     adjusted: float
     """Corrected for all differences of the comparison that have the same unit."""
     n: int
+    """Images, or subjects."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Across:
     unpaired: tuple[str, ...]
     """Runs whose images are not those of their baseline, so that no difference was taken."""
     resamples: int
+    """Of the images, for the intervals within a subject."""
 
 
 def across_runs(

@@ -15,10 +15,13 @@ class CategoryScore:
     """The share of trials whose category is decoded, with what it must be held against."""
 
     value: float
+    """Share of trials whose category is decoded, 0 to 1."""
     low: float
     """95 % bootstrap interval over trials."""
     high: float
+    """Upper end of the interval."""
     chance: float
+    """One over the number of categories."""
     permuted: float
     """Mean accuracy when the trials' true categories are permuted."""
     p: float
@@ -26,6 +29,7 @@ class CategoryScore:
     n: int
     """Trials."""
     categories: int
+    """How many there are to choose from."""
 
     def __str__(self) -> str:
         """Return the score in one line, never without chance, interval and n."""

@@ -33,9 +33,11 @@ class Comparison:
     low: float
     """95 % interval from a paired bootstrap over images."""
     high: float
+    """Upper end of the interval."""
     noise: float
     """Differences up to here could come from reseeding alone."""
     n: int
+    """Images."""
 
     @property
     def real(self) -> bool:

@@ -106,7 +106,13 @@ class Metric:
         return self.kind == "identification"
 
     def text(self, value: float) -> str:
-        """Return a value as tables show it: percentages with one digit, others with three."""
+        """Return a value as tables show it: percentages with one digit, others with three.
+
+        Parameters
+        ----------
+        value : float
+            In the metric's own unit: a share where it is shown in percent.
+        """
         if not math.isfinite(value):
             return "–"  # noqa: RUF001
         if self.percent:
@@ -115,7 +121,13 @@ class Metric:
         return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
     def gain_text(self, value: float) -> str:
-        """Return a difference as tables show it: a value with its sign."""
+        """Return a difference as tables show it: a value with its sign.
+
+        Parameters
+        ----------
+        value : float
+            In the metric's own unit: a share where it is shown in percent.
+        """
         return ("+" if value > 0 else "") + self.text(value)
 
     @property
@@ -140,7 +152,13 @@ class Protocol:
     about: str
 
     def metric(self, name: str) -> Metric:
-        """Return the metric of this name."""
+        """Return the metric of this name.
+
+        Raises
+        ------
+        ValueError
+            If it has no such metric.
+        """
         found = {metric.name: metric for metric in self.metrics}
         if name not in found:
             raise ValueError(f"{self.name} has no metric '{name}'; it has {', '.join(found)}")

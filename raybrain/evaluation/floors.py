@@ -30,7 +30,19 @@ def mean_image(training: Images, *, images: int) -> Images:
 def random_training(
     *, training: int, images: int, samples: int = 1, seed: int
 ) -> NDArray[np.int64]:
-    """Return positions (image, sample) of training images drawn at random with replacement."""
+    """Return positions (image, sample) of training images drawn at random with replacement.
+
+    Parameters
+    ----------
+    training : int
+        Training images to draw from.
+    images : int
+        Images that need one.
+    samples : int
+        Draws for each image.
+    seed : int
+        Of the draws.
+    """
     return np.random.default_rng(seed).integers(training, size=(images, samples))
 
 
@@ -69,6 +81,11 @@ def whitening(
     """Return mean and inverse standard deviation (dimension,) of embeddings (image, dimension).
 
     0 in place of the inverse where nothing varies but rounding.
+
+    Parameters
+    ----------
+    library : ndarray, shape (image, dimension)
+        Embeddings of training images.
     """
     mean, sd = library.mean(axis=0), library.std(axis=0)
     varies = sd > 1e-6 * np.abs(library).max()

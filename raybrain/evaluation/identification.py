@@ -146,6 +146,13 @@ def two_way(
 
     Ozcelik and VanRullen 2023; Scotti et al. 2023. A constant prediction scores exactly one half.
 
+    Parameters
+    ----------
+    seen, reconstructed : ndarray, shape (image, feature)
+        Row k of one belongs to row k of the other.
+    distractors : {'seen', 'reconstructed'}
+        Whose the wrong candidates are.
+
     Examples
     --------
     >>> seen = np.array([[0.0, 1.0, 5.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
@@ -159,6 +166,11 @@ def correlation_distance(
     *, seen: NDArray[np.floating], reconstructed: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Return 1 - Pearson r (image,) between paired rows (image, feature); 1 if r is undefined.
+
+    Parameters
+    ----------
+    seen, reconstructed : ndarray, shape (image, feature)
+        Row k of one belongs to row k of the other.
 
     Examples
     --------

@@ -27,10 +27,11 @@ class LatentScores:
     """(dimension,) the share of the predictions' variance that repeats of an image agree on, where
     there are repeats: noise leaves no larger R², and no correlation above its square root."""
     mse: float
-    """Mean over images and dimensions."""
+    """Mean squared error over images and dimensions, in the squared unit of the target."""
     mse_low: float
     """95 % bootstrap interval over images."""
     mse_high: float
+    """Upper end of the interval."""
     mse_of_mean: float
     """What predicting the training mean for every image scores."""
     mse_of_ridge: float | None
@@ -83,8 +84,8 @@ def latent_scores(
     ----------
     true, predicted
         (image, ...); trailing axes are flattened into dimensions.
-    training_mean
-        (...), the prediction that knows nothing of the brain.
+    training_mean : ndarray, shape (...)
+        The prediction that knows nothing of the brain; shape of one image's target.
     ridge
         (image, ...), predictions of ridge on the same voxels, if there are any.
     ceiling

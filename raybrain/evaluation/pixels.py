@@ -19,6 +19,11 @@ def pixcorr(
 ) -> NDArray[np.float64]:
     """Return Pearson r (image,) over all values of each pair of images (image, ...); 0 for flat.
 
+    Parameters
+    ----------
+    seen, reconstructed : ndarray, shape (image, ...)
+        Row k of one belongs to row k of the other; trailing axes are one list of values.
+
     Examples
     --------
     >>> seen = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
@@ -46,8 +51,8 @@ def ssim(
 
     Parameters
     ----------
-    seen, reconstructed
-        Paired images.
+    seen, reconstructed : iterable of ndarray, shape (y, x) each
+        Grey images in 0..1, in pairs.
     window
         ``gaussian``: sigma 1.5 and population covariance, as in the paper. ``uniform``: 7 x 7 and
         sample covariance, scikit-image's own default.

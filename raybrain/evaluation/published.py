@@ -40,6 +40,16 @@ FIELD = (
 
 
 def published_for(*, dataset: str, protocol: str, images: int) -> tuple[Published, ...]:
-    """Return published scores that may stand beside these, or none if they are not comparable."""
+    """Return published scores that may stand beside these, or none if they are not comparable.
+
+    Parameters
+    ----------
+    dataset : str
+        Name of the catalog entry.
+    protocol : str
+        Name of the protocol.
+    images : int
+        How many images were scored.
+    """
     comparable = (dataset, protocol, images) == (DATASET, PROTOCOL, IMAGES)
     return FIELD if comparable else ()

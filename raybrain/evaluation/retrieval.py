@@ -23,6 +23,7 @@ class Retrieval:
     """(image,) an image finds its predicted embedding (MindEye's code calls this ``fwd``, which is
     not what its paper's label says)."""
     pool: int
+    """Candidates, the right one included."""
     centred: bool
 
     @property
@@ -87,7 +88,12 @@ def nearest_first(
 ) -> NDArray[np.intp]:
     """Return positions (image, rank) of the true embeddings, those nearest a prediction first.
 
-    Parameters as for `retrieval`.
+    Parameters
+    ----------
+    predicted, true : ndarray, shape (image, ...)
+        Embeddings, row k of one belonging to row k of the other.
+    centred : bool
+        Take each set's own mean over images from it first, as `retrieval` does.
     """
     brain, image = (_unit(values, centred=centred) for values in (predicted, true))
     return np.argsort(-(brain @ image.T), axis=1, kind="stable")

@@ -56,7 +56,17 @@ def interval_of(means: NDArray[np.float64], *, level: float = LEVEL) -> Interval
 
 
 def bootstrap(scores: NDArray[np.float64], *, resamples: int, seed: int) -> Interval:
-    """Return the 95 % interval of the mean over images of each column of scores (image, ...)."""
+    """Return the 95 % interval of the mean over images of each column of scores (image, ...).
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (image, ...)
+        Every column by itself; all share the resamples.
+    resamples : int
+        How often as many images are drawn with replacement.
+    seed : int
+        Of the draws.
+    """
     return interval_of(bootstrap_means(scores, resamples=resamples, seed=seed))
 
 
@@ -104,6 +114,10 @@ def sign_flip_p(differences: NDArray[np.float64], *, flips: int, seed: int) -> N
         How many random signs; p is never below ``1 / (flips + 1)``.
     seed
         Of the draw.
+
+    Returns
+    -------
+    ndarray of float64, shape (column,)
     """
     images = len(differences)
     rng = np.random.default_rng(seed)
@@ -138,7 +152,15 @@ class MeanOfFew:
 
 
 def mean_of_few(values: NDArray[np.float64], *, level: float = LEVEL) -> MeanOfFew:
-    """Return the mean of values (unit,) with the t interval of ``len(values) - 1`` degrees."""
+    """Return the mean of values (unit,) with the t interval of ``len(values) - 1`` degrees.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (unit,)
+        One of each unit, such as a subject.
+    level : float
+        Share of such intervals that hold the true mean.
+    """
     from scipy import stats
 
     value, count = float(values.mean()), len(values)

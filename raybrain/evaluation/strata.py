@@ -25,10 +25,13 @@ class Stratum:
     row: str
     metric: str
     value: float
+    """Mean over these images, in the unit of the metric."""
     low: float
     """95 % bootstrap interval over these images."""
     high: float
+    """Upper end of the interval."""
     n: int
+    """Images."""
 
 
 def likeness_to_training(
@@ -99,6 +102,13 @@ def quantile_labels(values: NDArray[np.floating], *, parts: int = 10) -> list[st
     """Return a label for each value that names its quantile and the range it spans.
 
     Equal values share a quantile, so there can be fewer parts than asked for.
+
+    Parameters
+    ----------
+    values : ndarray, shape (image,)
+        Such as how much an image is like those of training.
+    parts : int
+        Quantiles of even size: 10 for deciles.
     """
     edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)))
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
@@ -127,6 +137,11 @@ def scores_by(
         Which scores.
     resamples
         For the interval over the images of a group.
+
+    Raises
+    ------
+    ValueError
+        If labels are not as many as the images that were scored.
     """
     if len(labels) != len(table.image_ids):
         raise ValueError(f"{len(table.image_ids)} images were scored; found {len(labels)} labels")

@@ -37,14 +37,17 @@ class Score:
     row: str
     metric: str
     value: float
+    """In the unit of the metric."""
     low: float
     """Lower end of the 95 % bootstrap interval over images."""
     high: float
+    """Upper end of the interval."""
     sd_samples: float
     """Standard deviation of the mean score across samples (for shuffled brains across shuffles)."""
     n: int
     """Images."""
     samples: int
+    """Samples of each image that were scored; for shuffled brains, shuffles."""
     chance: float
     """NaN where the metric has none."""
     p: float
@@ -59,9 +62,11 @@ class Difference:
     better: str
     than: str
     value: float
-    """Positive when `better` is better, whatever the direction of the metric."""
+    """In the unit of the metric; positive when `better` is better, whatever its direction."""
     low: float
+    """Lower end of the 95 % interval from a paired bootstrap over images."""
     high: float
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,24 @@ class Table:
     cells: Mapping[tuple[str, str], NDArray[np.float64]]
     """(row, metric) to scores (sample, image)."""
     bootstrap: int
+    """Resamples of the images that the intervals come from."""
     permutations: int
+    """Random pairings of reconstructions and images that p comes from."""
     seed: int
+    """Of the resamples and of the pairings."""
     about: Mapping[str, str] = field(default_factory=dict)
     """Row to what it is."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """File of weights to its sha256."""
 
     def score(self, *, row: str, metric: str) -> Score:
-        """Return one cell."""
+        """Return one cell.
+
+        Raises
+        ------
+        ValueError
+            If there is no such row or metric.
+        """
         for score in self.scores:
             if (score.row, score.metric) == (row, metric):
                 return score

@@ -140,6 +140,11 @@ def noise_ceiling_figure(
         Where ``NAME.png`` and ``NAME.pdf`` go.
     name
         Of the files.
+
+    Raises
+    ------
+    ValueError
+        If there is no voxel, or not one noise ceiling for each.
     """
     if len(xyz) != len(noise_ceiling) or not len(xyz):
         raise ValueError(

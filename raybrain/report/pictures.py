@@ -126,7 +126,20 @@ def image_grid(
 
 
 def side_by_side(images: Mapping[str, Images], *, tile: int = 160) -> Images:
-    """Return one picture (y, x, rgb) of several, each (y, x, rgb), with their names above them."""
+    """Return one picture (y, x, rgb) of several, each (y, x, rgb), with their names above them.
+
+    Parameters
+    ----------
+    images : mapping of str to ndarray of uint8, shape (y, x, rgb)
+        Name -> picture, from left to right.
+    tile : int
+        Pixels along each side that a picture is brought to.
+
+    Raises
+    ------
+    ValueError
+        If there is no picture.
+    """
     if not images:
         raise ValueError("there is no picture to show")
     gap, head = tile // 20, tile // 7

@@ -61,11 +61,17 @@ class SimulatedSubject:
     root: Path
     subject: str
     images: int
+    """Images shown, test images included."""
     test_images: int
+    """Images of the shared test set."""
     trials: int
+    """Presentations of images, over all sessions."""
     sessions: int
+    """Scan sessions."""
     early_voxels: int
+    """Voxels of V1, V2, V3 and hV4 together."""
     ventral_voxels: int
+    """Voxels of the ventral stream."""
 
     def __str__(self) -> str:
         """Return one line for the console."""

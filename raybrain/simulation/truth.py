@@ -52,6 +52,11 @@ class GroundTruth:
         """Return the explainable share of variance of the mean over ``repeats``, (voxel,).
 
         ``ncsnr^2 / (ncsnr^2 + 1 / repeats)`` (NSD data manual).
+
+        Parameters
+        ----------
+        repeats : int
+            Presentations of an image that are averaged; 1 for single trials.
         """
         power = np.square(self.ncsnr.astype(np.float64))
         return power / (power + 1 / repeats)

@@ -58,7 +58,15 @@ def where_to_look(settings: Tracking, *, workspace: str, page: str | None = None
 
 
 def ui_command(uri: str, *, port: int | None = None) -> list[str]:
-    """Return the words that start MLflow's pages on the runs at ``uri``."""
+    """Return the words that start MLflow's pages on the runs at ``uri``.
+
+    Parameters
+    ----------
+    uri : str
+        Address of the runs.
+    port : int, optional
+        Where the pages are served; MLflow's own when not given.
+    """
     beside = Path(sys.executable).parent / "mlflow"
     command = beside if beside.exists() and shutil.which("mlflow") != str(beside) else "mlflow"
     words = [str(command), "ui", "--workers", "1", "--backend-store-uri", uri]
@@ -80,7 +88,13 @@ def spool_of(uri: str, *, workspace: str) -> Path:
 
 
 def uri_of(settings: Tracking, *, workspace: str) -> str:
-    """Return the address of the runs, absolute where it is a file."""
+    """Return the address of the runs, absolute where it is a file.
+
+    Raises
+    ------
+    InputError
+        If the workspace is a bucket and no address is given, or what is given is no address.
+    """
     given = settings.uri
     if given is None:
         if "://" in workspace:

@@ -123,7 +123,15 @@ class Run:
         return None if run_id is None else page_of(self.mlflow_experiment, run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record values at ``step``."""
+        """Record values at ``step``.
+
+        Parameters
+        ----------
+        metrics : mapping of str to float
+            Values by name, each in its own unit.
+        step : int
+            Where on the curve they belong, such as the number of the epoch.
+        """
         self.log_curve([(step, metrics)])
 
     def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:

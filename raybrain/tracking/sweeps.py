@@ -32,6 +32,7 @@ class SweepChild:
     """Digest of its report; a child that says the same is not logged again."""
     settings: Mapping[str, Any]
     metrics: Mapping[str, float]
+    """Values by name, each in its own unit."""
     tags: Mapping[str, str]
 
 

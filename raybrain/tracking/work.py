@@ -42,10 +42,12 @@ class Work:
     settings: Mapping[str, Any] | None = None
     describe: Describe | None = None
     started: float = field(default_factory=time.time)
+    """Seconds since 1970 at which the command began."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     parent: Run | None = None
     tracker: Tracker | None = None
     depth: int = 0
+    """Calls of `working` that have not ended yet."""
     failure: BaseException | None = None
     lock: Any = field(default_factory=threading.Lock)
 

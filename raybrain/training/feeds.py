@@ -30,8 +30,11 @@ class Batch:
     """Rows of betas and targets with a weight each (mean 1 over the data)."""
 
     inputs: Tensor
+    """(row, voxel), z-scored betas; of several subjects the subject's number comes first."""
     targets: Tensor
+    """(row, dimension), standardised."""
     weight: Tensor
+    """(row,), of each row's loss."""
 
 
 class Feed(Protocol):
@@ -42,10 +45,16 @@ class Feed(Protocol):
         """How many rows there are."""
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Return all row numbers in the order of one epoch."""
+        """Return all row numbers (row,) in the order of one epoch."""
 
     def read(self, rows: Tensor) -> Batch:
-        """Return the given rows; within an epoch they are asked for in the order of `order`."""
+        """Return the given rows; within an epoch they are asked for in the order of `order`.
+
+        Parameters
+        ----------
+        rows : Tensor of int64, shape (row,)
+            Row numbers.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,17 @@ class Resident:
         return Resident(self.inputs.to(device), self.targets.to(device), self.weight.to(device))
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Return a permutation of the rows, beside them: the same wherever they are."""
+        """Return a permutation (row,) of the rows, beside them: the same wherever they are."""
         return torch.randperm(self.rows, generator=generator).to(self.inputs.device)
 
     def read(self, rows: Tensor) -> Batch:
-        """Return the given rows; nothing waits where their numbers lie beside them."""
+        """Return the given rows; nothing waits where their numbers lie beside them.
+
+        Parameters
+        ----------
+        rows : Tensor of int64, shape (row,)
+            Row numbers.
+        """
         rows = rows.to(self.inputs.device, non_blocking=True)
         return Batch(self.inputs[rows], self.targets[rows], self.weight[rows])
 
@@ -145,7 +160,15 @@ def feed_of(betas: Rows, *, targets: Rows, count: NDArray, memory: float) -> Res
 
 
 def chunk_rows(row_bytes: int, *, memory: int) -> int:
-    """Return how many rows to store and read together: several chunks should fit into memory."""
+    """Return how many rows to store and read together: several chunks should fit into memory.
+
+    Parameters
+    ----------
+    row_bytes : int
+        Bytes of one row.
+    memory : int
+        Bytes for all the chunks that are held at once.
+    """
     return int(np.clip(memory // (CHUNKS_IN_MEMORY * row_bytes), 1, MOST_ROWS_PER_CHUNK))
 
 
@@ -209,7 +232,7 @@ class Streamed:
         return sum(self.sizes)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Return all rows in the order of one epoch."""
+        """Return all row numbers (row,) in the order of one epoch."""
         self._arrange(torch.randperm(len(self.sizes), generator=generator).tolist())
         parts = []
         for group in self._groups:
@@ -218,7 +241,13 @@ class Streamed:
         return torch.cat(parts)
 
     def read(self, rows: Tensor) -> Batch:
-        """Return the given rows; cheap in the order of the epoch, correct in any."""
+        """Return the given rows; cheap in the order of the epoch, correct in any.
+
+        Parameters
+        ----------
+        rows : Tensor of int64, shape (row,)
+            Row numbers.
+        """
         chunk = torch.searchsorted(self._starts, rows, right=True) - 1
         group = self._group_of[chunk]
         needed = torch.unique_consecutive(group).tolist()

@@ -60,9 +60,11 @@ class Epoch:
     lr : float
         Learning rate of the last step.
     rows_per_second : float
+        Training rows of all workers over the wall time of the epoch, validation not included.
     improved : bool
         Whether these are the best weights so far.
     best_loss : float
+        Least validation loss so far.
     last : bool
         Whether training ends here, by patience or by the number of epochs.
     """
@@ -157,7 +159,8 @@ def fit(
     rank, world_size : int
         Which worker this is and how many there are.
     all_reduce : callable, optional
-        Sums a tensor over workers in place and returns it; torch.distributed when not given.
+        Sums a tensor of any shape over workers in place and returns it; torch.distributed when not
+        given.
     way : str
         How batches come to the device of the model, see `raybrain.training.delivery.Way`. It
         changes the speed and no number.

@@ -28,18 +28,36 @@ class Contrast:
     """The contrastive losses beside the squared error, and when which of them counts."""
 
     weight: float = 0.0
+    """Of the contrastive losses beside the squared error; 0 leaves them out."""
     mixing: float = 0.0
     """Share of the epochs that mix betas and train with BiMixCo."""
     mixing_temperature: float = SOFT_CLIP_TEMPERATURE
+    """What similarities are divided by before the softmax of BiMixCo."""
     soft_temperature: tuple[float, float] = (SOFT_CLIP_TEMPERATURE, SOFT_CLIP_TEMPERATURE)
     """Of SoftCLIP in its first and its last epoch."""
 
     def mixes(self, epoch: int, *, epochs: int) -> bool:
-        """Return whether an epoch, counted from 0, trains on mixed betas."""
+        """Return whether an epoch, counted from 0, trains on mixed betas.
+
+        Parameters
+        ----------
+        epoch : int
+            Counted from 0.
+        epochs : int
+            How many there are at most.
+        """
         return self.weight > 0 and epoch < int(self.mixing * epochs)
 
     def temperature(self, epoch: int, *, epochs: int) -> float:
-        """Return the temperature of SoftCLIP in an epoch: from first to last along a cosine."""
+        """Return the temperature of SoftCLIP in an epoch: from first to last along a cosine.
+
+        Parameters
+        ----------
+        epoch : int
+            Counted from 0.
+        epochs : int
+            How many there are at most.
+        """
         first, last = self.soft_temperature
         mixed = int(self.mixing * epochs)
         done = (epoch - mixed) / max(1, epochs - mixed - 1)
