@@ -25,6 +25,9 @@ import pydantic
 import pytest
 from numpydoc.docscrape import NumpyDocString
 
+from raybrain import config, decoders, diffusion, evaluation, simulation, training
+from raybrain.evaluation.declarations import SOURCES
+
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "_ext"))
 
 ARRAY = re.compile(r"\b(NDArray|ndarray|ArrayLike|Tensor|DataArray|Dataset|Array|Rows|Pictures)\b")
@@ -34,6 +37,41 @@ SHAPE = re.compile(
     r"|\(\.\.\.\)|\bany shape\b|\b[Ss]hapes? of\b"
 )
 SOURCE = re.compile(r"\b(19|20)\d\d\b|\bdoi\b")
+MEASURES = {
+    "distance": evaluation.correlation_distance,
+    "identification": evaluation.n_way,
+    "pixcorr": evaluation.pixcorr,
+    "ssim": evaluation.ssim,
+}
+"""Kind of a protocol's metric -> what measures it; LPIPS is a network, and `SOURCES` has it."""
+PUBLISHED = (
+    *config.BUILT_IN,
+    *MEASURES.values(),
+    config.Generator,
+    config.GradientGuidance,
+    config.Prior,
+    config.Simulation,
+    decoders.adapted_task,
+    decoders.noise_ceiling,
+    decoders.shared_task,
+    diffusion.draw,
+    evaluation.bootstrap,
+    evaluation.nearest_first,
+    evaluation.retrieval,
+    evaluation.sign_flip_p,
+    evaluation.two_way,
+    simulation.GroundTruth.noise_ceiling,
+    training.Contrast,
+)
+"""What implements a published method or metric: every decoder, every measure, and these."""
+PUBLISHED_FIELDS = (
+    (config.Generator, "image_adapter"),
+    (config.KernelRidge, "weights"),
+    (config.Reconstruct, "guidance"),
+    (config.Reconstruct, "scheduler"),
+    (config.Reconstruct, "strength"),
+    (evaluation.Gain, "adjusted"),
+)
 
 
 def public():
@@ -262,3 +300,24 @@ def test_every_public_name_says_shapes_units_and_errors():
     assert len(names) > 400
     missing = [fault for name, found in names for fault in faults(name, found)]
     assert not missing, "\n".join([f"{len(missing)} faults of {len(names)} names:", *missing])
+
+
+@pytest.mark.parametrize("found", PUBLISHED, ids=lambda found: found.__qualname__)
+def test_what_implements_a_published_method_names_its_source(found):
+    assert SOURCE.search(found.__doc__), inspect.getdoc(found)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), PUBLISHED_FIELDS, ids=lambda one: getattr(one, "__name__", one)
+)
+def test_a_setting_of_a_published_method_names_its_source(section, name):
+    words = written(section)[name][1]
+    assert SOURCE.search(words), words
+
+
+def test_every_metric_and_network_of_a_protocol_has_a_source():
+    protocols = evaluation.PROTOCOLS.values()
+    kinds = {metric.kind for protocol in protocols for metric in protocol.metrics}
+    assert kinds <= {*MEASURES, "lpips"}
+    networks = {network.architecture for protocol in protocols for network in protocol.networks}
+    assert [one for one in sorted(networks) if not SOURCE.search(SOURCES[one])] == []

@@ -14,9 +14,13 @@ from raybrain import cli, schema
 from raybrain.catalog import CatalogEntry
 from raybrain.config import Experiment
 from raybrain.evaluation import PROTOCOLS
+from raybrain.evaluation.declarations import SOURCES
 
 PUBLIC = {
-    "raybrain": "The library: what notebooks import",
+    "raybrain.api.running": "The library: an experiment run from Python, and what came of it",
+    "raybrain.api.decoder": "The library: a decoder in scikit-learn's manner",
+    "raybrain.api.generator": "The library: Stable Diffusion both ways, without an experiment",
+    "raybrain.api.labelled": "The library: stores as xarray Datasets",
     "raybrain.config": "Experiments: settings, files, assignments",
     "raybrain.catalog": "Datasets as entries of a catalog",
     "raybrain.store": "The Zarr contract",
@@ -35,6 +39,8 @@ PUBLIC = {
     "raybrain.pipeline": "One function per stage",
 }
 ANY_TARGET = "<target>"
+ROUTING = "set_fit_request, set_predict_request, set_score_request"
+"""Methods that scikit-learn adds to an estimator; its own words lead to pages of its own."""
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -72,6 +78,7 @@ def api_page(module: str) -> str:
     return (
         f"# {module}\n\n{PUBLIC[module]}.\n\n"
         f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n"
+        + f"   :exclude-members: {ROUTING}\n"
         + ("   :imported-members:\n" if imported else "")
         + "```\n"
     )
@@ -112,12 +119,13 @@ def protocols_page() -> str:
                 f"{metric.layer or 'pixels'} | "
                 f"{'each by itself' if metric.samples == 'each' else 'mean correlation'} |"
             )
-        text += ["", "| network | given | layers | weights |", "|---|---|---|---|"]
+        text += ["", "| network | source | given | layers | weights |", "|---|---|---|---|---|"]
         for network in protocol.networks:
             layers = ", ".join(f"`{one.module or 'output'}`" for one in network.layers)
             files = ", ".join(f"`{file.name}`" for file in network.weights)
             text.append(
-                f"| {network.architecture} | {network.size} px | {layers or 'none'} | {files} |"
+                f"| {network.architecture} | {SOURCES[network.architecture]} | {network.size} px | "
+                f"{layers or 'none'} | {files} |"
             )
         text.append("")
     return "\n".join(text)

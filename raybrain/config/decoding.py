@@ -21,7 +21,7 @@ class Penalised(Section):
 
 
 class Ridge(Penalised):
-    """L2-regularised linear regression with a penalty per target."""
+    """L2-regularised linear regression (Hoerl & Kennard 1970) with a penalty per target."""
 
     kind: Literal["ridge"] = "ridge"
 
@@ -31,6 +31,7 @@ class KernelRidge(Penalised):
 
     Two patterns are alike by exp(-(1 - r) / width), with r the cosine of their z-scores less the
     training mean, so the prediction is a smooth function of the pattern that need not be linear.
+    The distance is that of Kriegeskorte et al. 2008, one less the correlation.
     """
 
     kind: Literal["kernel_ridge"] = "kernel_ridge"
@@ -40,8 +41,8 @@ class KernelRidge(Penalised):
     """Weigh voxels by this power of their noise ceiling, estimated from the repeats of training
     images; 0 weighs all alike."""
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = {}
-    """ROI to what voxels in it are weighted by besides, as in banded ridge. It need not be one of
-    ``rois``; where ROIs overlap, their weights multiply."""
+    """ROI to what voxels in it are weighted by besides, as in banded ridge (Nunez-Elizalde et al.
+    2019). It need not be one of ``rois``; where ROIs overlap, their weights multiply."""
 
 
 class Network(Section):
@@ -67,7 +68,7 @@ class Backbone(Network):
 
 
 class ResidualMLP(Backbone):
-    """The backbone with a linear read-out."""
+    """The backbone with a linear read-out, after that of MindEye (Scotti et al. 2023)."""
 
     kind: Literal["residual_mlp"] = "residual_mlp"
 
@@ -136,7 +137,11 @@ class Gcn(Network):
 
 
 class RoiGraph(Network):
-    """A linear layer per ROI, graph convolutions over functional connectivity, a read-out."""
+    """A linear layer per ROI, graph convolutions over functional connectivity, a read-out.
+
+    The graph convolutions are those of Morris et al. 2019, on weights normalised as in Kipf &
+    Welling 2017.
+    """
 
     kind: Literal["roi_graph"] = "roi_graph"
     width: Positive = 256
@@ -283,7 +288,8 @@ class Training(Section):
 class Prior(Section):
     """A diffusion prior: draws embeddings that a picture could have and that fit the decoded ones.
 
-    Fitted after the decoder on the true embeddings of training images, by gradient descent.
+    After Ramesh et al. 2022 and Scotti et al. 2023. Fitted after the decoder on the true embeddings
+    of training images, by gradient descent.
     """
 
     width: Positive = 256

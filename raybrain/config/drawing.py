@@ -10,7 +10,7 @@ from raybrain.config.base import Location, NonNegative, Positive, Section
 
 
 class Generator(Section):
-    """The Stable Diffusion that supplies targets and draws reconstructions."""
+    """The Stable Diffusion (Rombach et al. 2022) that makes targets and draws reconstructions."""
 
     checkpoint: Location = "pocket-diffusion"
     """``pocket-diffusion`` (ships with the package), a diffusers folder, a hub id, one
@@ -19,8 +19,8 @@ class Generator(Section):
     configs: Location | None = None
     """A diffusers folder that describes a checkpoint of one file; looked for beside the file."""
     image_adapter: Location | None = None
-    """An IP-Adapter's ``.safetensors`` file, which lets Stable Diffusion draw from image
-    embeddings. Stable unCLIP and ``pocket-diffusion`` need none."""
+    """An IP-Adapter's ``.safetensors`` file (Ye et al. 2023), which lets Stable Diffusion draw from
+    image embeddings. Stable unCLIP and ``pocket-diffusion`` need none."""
     image_encoder: Location | None = None
     """Folder of the CLIP vision model that makes them; ``image_encoder`` beside the adapter, or in
     the folder of a Stable unCLIP checkpoint, when not given."""
@@ -75,8 +75,8 @@ class GradientGuidance(Section):
     """Steps that move the picture being drawn until the image encoder sees what was decoded.
 
     The gradient is that of the cosine between both image embeddings, and between the features of
-    inner layers where they are decoded, through the checkpoint's image encoder and VAE decoder. A
-    step costs about three times a decoding of the VAE.
+    inner layers where they are decoded, through the checkpoint's image encoder and VAE decoder
+    (after He et al. 2024). A step costs about three times a decoding of the VAE.
     """
 
     embedding: Annotated[float, Field(ge=0.0)] = 1.0
@@ -102,9 +102,11 @@ class Reconstruct(Section):
     without z from pure noise. ``takagi`` draws from z and c after a detour of the latents through
     pixels at the generator's resolution."""
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """Share of the noise schedule that is added to the decoded latents and removed again."""
+    """Share of the noise schedule that is added to the decoded latents and removed again (SDEdit,
+    Meng et al. 2022)."""
     guidance: Annotated[float, Field(ge=1.0)] = 5.0
-    """Scale of classifier-free guidance; 1 is none, 5 what Takagi & Nishimoto used."""
+    """Scale of classifier-free guidance (Ho & Salimans 2022); 1 is none, 5 what Takagi & Nishimoto
+    used."""
     prompt_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the decoded prompt embeddings against those of the empty caption."""
     image_scale: Annotated[float, Field(ge=0.0)] = 1.0
@@ -116,7 +118,7 @@ class Reconstruct(Section):
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
     scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
-    """Solver of the reverse diffusion."""
+    """Solver of the reverse diffusion: DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022)."""
     steps: Positive = 20
     """Denoising steps of the whole schedule, of which ``strength`` is the share that is run."""
     samples: Positive = 5

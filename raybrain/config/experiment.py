@@ -18,7 +18,11 @@ from raybrain.config.running import Resources, Tracking, Tuning
 
 
 class Simulation(Section):
-    """The simulated subject that ``simulate`` writes to disk as NSD or THINGS would ship it."""
+    """The simulated subject that ``simulate`` writes to disk as NSD or THINGS would ship it.
+
+    Early voxels see images through population receptive fields (Kay et al. 2013); noise is set by
+    each voxel's noise-ceiling signal-to-noise ratio as NSD defines it (Allen et al. 2022).
+    """
 
     layout: Literal["nsd", "things"] = "nsd"
     """NSD's folders, or the tables of THINGS-fMRI (``betas_csv``)."""

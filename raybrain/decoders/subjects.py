@@ -114,6 +114,8 @@ def _packed(betas: list[Floats]) -> Floats:
 def shared_task(subjects: Mapping[str, Task]) -> SharedTask:
     """Return one task for several subjects, their targets standardised together.
 
+    After the shared-subject models of MindEye2 (Scotti et al. 2024).
+
     Parameters
     ----------
     subjects : mapping of str to Task

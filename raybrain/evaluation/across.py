@@ -73,7 +73,8 @@ class Gain:
     p: float
     """Within a subject by random signs of the images' differences, across subjects by t."""
     adjusted: float
-    """Corrected for all differences of the comparison that have the same unit."""
+    """Corrected for all differences of the comparison that have the same unit, by Holm's step-down
+    method (Holm 1979)."""
     n: int
     """Images, or subjects."""
 

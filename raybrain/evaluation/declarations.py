@@ -13,6 +13,18 @@ from numpy.typing import NDArray
 Kind = Literal["pixcorr", "ssim", "lpips", "identification", "distance", "function"]
 Distractors = Literal["seen", "reconstructed"]
 
+SOURCES = {
+    "alexnet": "Krizhevsky 2014",
+    "clip-vit-l-14": "Radford et al. 2021",
+    "efficientnet-lite0": "Tan & Le 2019",
+    "efficientnet_b1": "Tan & Le 2019",
+    "efficientnet_v2_s": "Tan & Le 2021",
+    "inception_v3": "Szegedy et al. 2016",
+    "lpips-alexnet": "Zhang et al. 2018",
+    "resnet50": "He et al. 2016; SwAV's weights, Caron et al. 2020",
+}
+"""Architecture of a network that scores -> where it was published."""
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -113,6 +113,9 @@ def n_way(
 ) -> NDArray[np.float64]:
     """Return the expected credit (image,) of identification among `ways` candidates, by Pearson r.
 
+    Identification by the candidate most alike is that of Kay et al. 2008, there among predicted
+    brain responses.
+
     Parameters
     ----------
     seen, reconstructed
@@ -166,6 +169,8 @@ def correlation_distance(
     *, seen: NDArray[np.floating], reconstructed: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Return 1 - Pearson r (image,) between paired rows (image, feature); 1 if r is undefined.
+
+    The distance of features in Ozcelik and VanRullen 2023 and Scotti et al. 2023.
 
     Parameters
     ----------

@@ -19,6 +19,8 @@ def pixcorr(
 ) -> NDArray[np.float64]:
     """Return Pearson r (image,) over all values of each pair of images (image, ...); 0 for flat.
 
+    PixCorr of Ozcelik and VanRullen 2023 and Scotti et al. 2023.
+
     Parameters
     ----------
     seen, reconstructed : ndarray, shape (image, ...)

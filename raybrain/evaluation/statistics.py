@@ -58,6 +58,8 @@ def interval_of(means: NDArray[np.float64], *, level: float = LEVEL) -> Interval
 def bootstrap(scores: NDArray[np.float64], *, resamples: int, seed: int) -> Interval:
     """Return the 95 % interval of the mean over images of each column of scores (image, ...).
 
+    The percentile interval of the bootstrap (Efron 1979).
+
     Parameters
     ----------
     scores : ndarray of float64, shape (image, ...)
@@ -103,8 +105,8 @@ def pairing_p(
 def sign_flip_p(differences: NDArray[np.float64], *, flips: int, seed: int) -> NDArray[np.float64]:
     """Return how often a random sign of every image's difference gives as large a mean, per column.
 
-    Two-sided; exact in the sense that differences are exchangeable with their negatives if neither
-    run is better. All columns share the signs.
+    Two-sided (Fisher 1935); exact in the sense that differences are exchangeable with their
+    negatives if neither run is better. All columns share the signs.
 
     Parameters
     ----------

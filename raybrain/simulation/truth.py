@@ -51,7 +51,7 @@ class GroundTruth:
     def noise_ceiling(self, repeats: int) -> np.ndarray:
         """Return the explainable share of variance of the mean over ``repeats``, (voxel,).
 
-        ``ncsnr^2 / (ncsnr^2 + 1 / repeats)`` (NSD data manual).
+        ``ncsnr^2 / (ncsnr^2 + 1 / repeats)`` (NSD data manual; Allen et al. 2022).
 
         Parameters
         ----------

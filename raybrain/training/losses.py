@@ -25,7 +25,11 @@ SOFT_CLIP_TEMPERATURE = 0.125
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive losses beside the squared error, and when which of them counts."""
+    """The contrastive losses beside the squared error, and when which of them counts.
+
+    BiMixCo, which is MixCo (Kim et al. 2020) in both directions, then SoftCLIP, as MindEye trains
+    with them (Scotti et al. 2023).
+    """
 
     weight: float = 0.0
     """Of the contrastive losses beside the squared error; 0 leaves them out."""
