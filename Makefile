@@ -18,7 +18,7 @@ paper: .venv/installed
 	$(BIN)/raybrain sweep jobs/sweeps/paper_small.yaml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # most of the time is spent waiting for Ray
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow

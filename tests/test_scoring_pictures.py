@@ -1,6 +1,7 @@
 """``evaluate images=FOLDER``: pictures from anywhere score as the pipeline's own do."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import raybrain
-from raybrain import cli, outputs, store
+from raybrain import cli, cluster, outputs, store
 from raybrain.config import InputError
 from raybrain.datasets.drawn import find_drawn
 from raybrain.evaluation import CEILING, MEAN_IMAGE, RANDOM_TRAINING, SHUFFLED, SYSTEM
@@ -30,9 +31,10 @@ def write(folder: Path, *names: str, size=(8, 8)) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(finished, experiment_file) -> Path:
+def exported(finished, experiment_file) -> Iterator[Path]:
     assert cli.main(["export", str(experiment_file)]) == 0
-    return Path(outputs.pictures(finished).folder)
+    with cluster.connect():  # one Ray for all commands, whose workers have imported what they need
+        yield Path(outputs.pictures(finished).folder)
 
 
 @pytest.mark.ray
@@ -72,7 +74,12 @@ def test_exported_pictures_score_as_the_run_that_drew_them(
 def test_the_ceiling_is_drawn_where_nothing_was_decoded_and_is_the_same(
     finished, experiment_file, exported
 ):
-    words = [str(experiment_file), "name=scored-only", f"images={exported / 'system'}"]
+    words = [
+        str(experiment_file),
+        "name=scored-only",
+        f"images={exported / 'system'}",
+        "resources.generate.max=1",
+    ]
     assert cli.main(["evaluate", *words]) == 0
     drawn = outputs.ceiling(finished.model_copy(update={"name": "scored-only"})).folder
     np.testing.assert_array_equal(
