@@ -1,11 +1,13 @@
 """What is shipped: a wheel that needs no checkout, and a source archive that is all of one."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,16 @@ SMALL = (
 def lines_of(name):
     lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
     return dict(line.split("==") for line in lines if line)
+
+
+def scores_of(text: str) -> dict[str, list[tuple[float, float]]]:
+    """Return the values and half intervals of every row of a table that was printed."""
+    number = r"([+-]?\d*\.\d+)±(\d*\.\d+)"
+    rows = {
+        line[:20].strip(): [(float(value), float(half)) for value, half in re.findall(number, line)]
+        for line in text.splitlines()
+    }
+    return {name: values for name, values in rows.items() if values}
 
 
 def built(kind: str, *, folder: Path) -> Path:
@@ -113,14 +125,21 @@ def test_the_source_archive_holds_every_file_of_the_project(archive, wheel, tmp_
     assert contents[0] == contents[1]
 
 
-@pytest.mark.slow
-def test_an_installed_package_runs_a_study_of_ones_own_in_an_empty_folder(
-    wheel, installed, tmp_path
-):
-    assert wheel.stat().st_size < 30e6
+@pytest.fixture
+def raybrain(installed, tmp_path) -> Callable[..., str]:
+    """Return a function that calls what was installed in an empty folder, as a person does."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
+    where = subprocess.run(
+        [sys.executable, "-c", "import raybrain; print(raybrain.__file__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(installed)
 
-    def raybrain(*words: str) -> str:
+    def call(*words: str) -> str:
         found = subprocess.run(
             [sys.executable, installed / "bin/raybrain", *words],
             cwd=tmp_path,
@@ -132,15 +151,14 @@ def test_an_installed_package_runs_a_study_of_ones_own_in_an_empty_folder(
         assert found.returncode == 0, found.stderr
         return found.stdout
 
-    where = subprocess.run(
-        [sys.executable, "-c", "import raybrain; print(raybrain.__file__)"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(installed)
+    return call
+
+
+@pytest.mark.slow
+def test_an_installed_package_runs_a_study_of_ones_own_in_an_empty_folder(
+    wheel, installed, raybrain, tmp_path
+):
+    assert wheel.stat().st_size < 30e6
     assert (installed / "raybrain/py.typed").is_file()
     shipped = installed / "raybrain/assets/experiments"
     originals = ROOT / "jobs/experiments"
@@ -153,3 +171,16 @@ def test_an_installed_package_runs_a_study_of_ones_own_in_an_empty_folder(
     assert "ceiling" in told
     assert (tmp_path / "workspace/runs/study/report/gallery.html").is_file()
     assert "sealed already" in raybrain("run", "study/experiment.yaml", *SMALL)
+
+
+@pytest.mark.slow
+def test_the_demo_of_an_installed_package_gives_the_readme_s_table(raybrain):
+    wanted = scores_of((ROOT / "README.md").read_text())
+    found = scores_of(raybrain("demo"))
+    assert {"nearest training", "system", "ceiling", "over nearest"} <= set(wanted)
+    assert set(found) == set(wanted)
+    for row, values in wanted.items():
+        # Processors round otherwise, and a picture is another by a grey level here and there.
+        for (value, half), (known, interval) in zip(found[row], values, strict=True):
+            assert abs(value - known) <= interval / 4 + 1e-3, row
+            assert abs(half - interval) <= interval / 4 + 1e-3, row
