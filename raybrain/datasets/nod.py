@@ -478,12 +478,11 @@ def _read_session(
     """Return (trial, vertex) float32 of one session, a run's file at a time."""
     runs = []
     for path in sessions[session]:
-        maps = read_maps(root, path)
-        if maps.values.shape[1] != vertices:
+        maps = read_maps(root, path, chosen=chosen)
+        if len(maps.xyz) != vertices:
             raise InputError(f"{root.at(path)} has changed while it was read; start again")
-        betas = np.ascontiguousarray(maps.values[:, chosen])
-        check_finite(betas, name=root.at(path), again=root.again)
-        runs.append(betas)
+        check_finite(maps.values, name=root.at(path), again=root.again)
+        runs.append(maps.values)
     found = np.concatenate(runs)
     if len(found) != trials[session]:
         raise InputError(
