@@ -62,6 +62,11 @@ def write_maps(path: Path, values: np.ndarray, *, rows: cifti2.Axis, columns: ci
     nibabel.save(cifti2.Cifti2Image(values.astype(np.float32), header), path)
 
 
+def beta_file(run: int) -> str:
+    folder = f"ses-imagenet01_task-imagenet_run-{run}"
+    return f"derivatives/ciftify/{SUBJECT}/results/{folder}/{folder}_beta.dscalar.nii"
+
+
 def surfaces(root: Path) -> list[Path]:
     folder = root / f"derivatives/ciftify/{SUBJECT}/standard_fsLR_surface"
     return [folder / f"{SUBJECT}.{side}.midthickness.32k_fs_LR.surf.gii" for side in "LR"]
