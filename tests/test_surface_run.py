@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from raybrain import cli, config, outputs, store
 from raybrain.config import Experiment, InputError
-from raybrain.datasets import Surface, open_recording
+from raybrain.datasets import Recording, Surface, Voxels, open_recording
 from raybrain.decoders import MESH, load_decoder
-from raybrain.stages import fitting_data, ingesting, predicting
+from raybrain.stages import fitting_data, ingesting, predicting, streaming
 from tests.datasets import nod_tree
 from tests.datasets.entries import nod_entry
 from tests.datasets.surface_tree import nibabel_edges
@@ -78,6 +79,53 @@ def test_what_a_store_was_sealed_with_before_the_mesh_came(tmp_path, monkeypatch
     after = outputs.subject_store(chosen).seal
     assert before.settings == after.settings  # the setting of the layout is no part of it
     assert before.inputs != after.inputs
+
+
+def test_rows_on_disk_have_the_same_neighbours(tmp_path) -> None:
+    draw = np.random.default_rng(0)
+    betas = draw.standard_normal((8, 7)).astype(np.float32)
+    betas[:, 3] = 1.0  # a vertex that never varies is left out, and its edges with it
+    edges = np.array([[0, 1], [1, 2], [2, 3], [2, 4], [5, 6]], np.int32)
+    recording = Recording(
+        dataset="d",
+        subject="s",
+        trials=pd.DataFrame(
+            {
+                "image_id": list("abcdefgh"),
+                "session": 1,
+                "run": 0,
+                "repeat": 0,
+                "split": ["train"] * 6 + ["validation"] * 2,
+            }
+        ),
+        voxels=Voxels(np.arange(7), np.zeros((7, 3), np.int32), np.ones(7, np.float32)),
+        rois={"V1": np.array([1, 1, 1, 1, 1, 0, 1], bool)},
+        images=pd.DataFrame({"image_id": list("abcdefgh"), "captions": [("c",)] * 8, "group": "g"}),
+        read_session=None,
+        read_images=None,
+        surface=Surface(np.zeros(7, np.int8), edges),
+    )
+    path = str(tmp_path / "s.zarr")
+    store.create_store(path, recording, side=2)
+    store.write_block(path, "betas", betas, block=store.Block(0, 8))
+    store.write_block(
+        path, "image/pixels", np.zeros((8, 2, 2, 3), np.uint8), block=store.Block(0, 8)
+    )
+    opened = store.open_store(path, splits="training")
+    examples, _ = streaming.prepare_on_disk(
+        opened,
+        image_id=np.arange(8),
+        train=np.arange(8) < 6,
+        decode=config.Decode(rois=("V1",), decoder=config.MeshGcn()),
+        mask=opened.mask(["V1"]),
+        dimensions=2,
+        folder=str(tmp_path / "rows.zarr"),
+        memory=4e-7,  # two or three voxels at a time
+    )
+    # Of voxels 0, 1, 2, 4 and 6.
+    assert examples.edges.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert examples.betas.shape == (6, 5)
+    assert len(examples.betas.names) > 1
 
 
 @pytest.mark.slow
