@@ -20,6 +20,7 @@ from raybrain.config import (
     Backbone,
     ClosedForm,
     Decode,
+    Decodes,
     Experiment,
     InputError,
     OtherNetwork,
@@ -124,8 +125,25 @@ def _of_subject(experiment: Experiment, name: str) -> Experiment:
             "subject": subject,
             "subjects": (),
             "simulation": simulation,
+            "decode": _trained_together(experiment),
         }
     )
+
+
+def _trained_together(experiment: Experiment) -> Decodes:
+    """Return what is decoded, as far as it asks something of a subject of another dataset.
+
+    A decoder that trains on the experiment's own subject alone names ROIs that others may lack.
+    """
+    each = experiment.decode.each
+    shared = [decode for decode in each.values() if isinstance(decode.decoder, Backbone)]
+    if not shared:
+        return experiment.decode
+    update = {
+        name: decode if decode in shared else shared[0].model_copy(update={"prior": None})
+        for name, decode in each.items()
+    }
+    return experiment.decode.model_copy(update=update)
 
 
 def subject_name(experiment: Experiment, one: Experiment) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybrain import __version__, cluster, config, leases, outputs, places, seal, tracking
@@ -393,7 +394,7 @@ def _work_on(experiment: Experiment, output: Output, work: Work, *, before: seal
             title=_title(output),
             started=began,
         ) as stage_run:
-            _tell_data(experiment, output.stage, runs=[stage_run, parent])
+            _tell_data(experiment, output, runs=[stage_run, parent])
             with _watched(experiment, stage_run):
                 made = work(experiment, output, stage_run)
             seconds = time.monotonic() - started
@@ -426,13 +427,15 @@ def _title(output: Output) -> str:
     return f"{output.stage} {name}" if output.stage == "train" else output.stage
 
 
-def _tell_data(experiment: Experiment, stage: str, *, runs: list[tracking.Run]) -> None:
+def _tell_data(experiment: Experiment, output: Output, *, runs: list[tracking.Run]) -> None:
     """Record which trials the stage sees, with the stage's run and with the experiment's."""
     wanted = {
         "features": False, "train": False, "tune": False, "predict": True, "evaluate": True,
     }  # fmt: skip
-    if stage in wanted:
-        described = describing.parts_of_data(experiment, test=wanted[stage])
+    if output.stage in wanted:
+        described = describing.parts_of_data(experiment, test=wanted[output.stage])
+        if output.stage == "train":
+            described += describing.parts_of_others(experiment, Path(output.folder).name)
         for one in runs:
             one.log_datasets(described)
 

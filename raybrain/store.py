@@ -3,6 +3,8 @@
     betas                 (trial, voxel)  as the dataset ships them; chunk = one scan session
     trial/image_id, session, run, repeat, split
     voxel/index, xyz, noise_ceiling
+    voxel/hemisphere      0 left, 1 right; of vertices of the cortex alone
+    mesh/edges            (edge, 2) numbers of voxels that are neighbours; where the mesh is known
     roi/<name>            (voxel,) bool
     image/image_id, group, captions, pixels (image, y, x, rgb) uint8
 
@@ -27,7 +29,7 @@ import zarr
 from raybrain.config import InputError
 
 if TYPE_CHECKING:
-    from raybrain.datasets import Recording
+    from raybrain.datasets import Recording, Surface
 
 Splits = Literal["training", "test", "all"]
 IMAGES_PER_CHUNK = 64
@@ -68,6 +70,10 @@ class SubjectStore:
     """Name -> (voxel,) bool."""
     images: pd.DataFrame
     """Index = image_id; columns row, captions (list of str), group; every image of the subject."""
+    hemisphere: np.ndarray | None = None
+    """(voxel,) int8, 0 left and 1 right, of vertices of the cortex; None in a volume."""
+    edges: np.ndarray | None = None
+    """(edge, 2) int32: numbers of voxels that are neighbours on the surface; None if not known."""
 
     @property
     def shown(self) -> list[str]:
@@ -171,6 +177,8 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
     }
     for name, (values, attributes) in about_voxels.items():
         _write_table(group, f"voxel/{name}", values, dimension="voxel", attributes=attributes)
+    if recording.surface is not None:
+        _write_surface(group, recording.surface)
     for name, mask in recording.rois.items():
         _write_table(group, f"roi/{name}", mask, dimension="voxel")
     captions = np.array([json.dumps(list(texts)) for texts in images["captions"]], dtype=object)
@@ -211,6 +219,27 @@ def create_store(path: str, recording: Recording, *, side: int) -> None:
             "findings": list(recording.findings),
         }
     )
+
+
+def _write_surface(group: zarr.Group, surface: Surface) -> None:
+    _write_table(
+        group,
+        "voxel/hemisphere",
+        surface.hemisphere,
+        dimension="voxel",
+        attributes={"flag_values": [0, 1], "flag_meanings": "left right"},
+    )
+    group["voxel/xyz"].attrs.update({"long_name": "hemisphere, vertex, 0", "units": "1"})
+    if surface.edges is not None:
+        _write_table(
+            group,
+            "mesh/edges",
+            surface.edges,
+            dimension="edge",
+            attributes={"long_name": "voxels that are neighbours on the surface"},
+        )
+    elif "mesh" in group:  # of an unfinished ingest, before the files of the mesh were taken away
+        del group["mesh"]
 
 
 def missing_blocks(path: str, name: str) -> list[Block]:
@@ -304,6 +333,8 @@ def open_store(path: str, *, splits: Splits) -> SubjectStore:
         ),
         rois={name: _table(group, f"roi/{name}") for name in sorted(rois.array_keys())},
         images=images,
+        hemisphere=_table(group, "voxel/hemisphere") if "voxel/hemisphere" in group else None,
+        edges=_table(group, "mesh/edges") if "mesh/edges" in group else None,
     )
 
 

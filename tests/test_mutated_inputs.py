@@ -188,6 +188,16 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], None], tuple[s
         read_dataset(entries.nod_entry(), nod_tree.SUBJECT),
         (),
     ),
+    "cifti": (
+        lambda root: nod_tree.write_nod(root),
+        read_dataset(entries.nod_entry(), nod_tree.SUBJECT),
+        tuple(nod_tree.beta_file(run) for run in (1, 2)),
+    ),
+    "gifti": (
+        lambda root: nod_tree.write_nod(root),
+        read_dataset(entries.nod_entry(), nod_tree.SUBJECT),
+        tuple(str(path) for path in nod_tree.surfaces(Path())),
+    ),
     "laion": (
         lambda root: masks_tree.write_laion(root),
         read_dataset(entries.laion_entry(), "sub-01"),

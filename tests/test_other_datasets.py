@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raybrain import cli, config, outputs
+from raybrain import cli, config, outputs, tracking
 from raybrain.config import Experiment, InputError
-from raybrain.stages import fitting_networks
+from raybrain.stages import describing, fitting_networks, planning
 from tests.small_run import SIMULATED, load_experiment
 
 MLP = {"kind": "residual_mlp", "width": 16, "depth": 1}
@@ -105,6 +105,44 @@ def test_who_trains_on_a_test_picture_of_the_subject_is_refused():
         fitting_networks._refuse_test_pictures({"other:S1": other, "other:S2": worse}, own=own)
 
 
+def test_what_is_decoded_of_ones_own_alone_asks_nothing_of_others():
+    decode = {
+        "latents": {"rois": ["nsdgeneral"]},
+        "prompt_embeds": {"rois": ["early"], "decoder": MLP},
+    }
+    chosen = experiment_of(decode=decode, subjects=["simulated-things:sub-01", "subj02"])
+    own, things, second = outputs.each_subject(chosen)
+    assert outputs.dataset_entry(things).name == "simulated-things"
+    assert things.decode.latents.rois == ("early",)
+    assert own.decode == second.decode == chosen.decode
+    # What the features of the other subject are made with does not change.
+    assert list(things.decode.each) == list(chosen.decode.each)
+
+
+def test_the_plan_names_the_data_of_all_subjects(monkeypatch, tmp_path):
+    monkeypatch.setenv("GOD_ROOT", str(tmp_path / "god"))
+    monkeypatch.delenv("DEEPRECON_ROOT", raising=False)
+    measured = {"simulation": None, "dataset": "god", "subject": "Subject1"}
+    plan = planning.describe(experiment_of(**measured, subjects=["deeprecon:sub-01", "Subject2"]))
+    assert "Subject1.h5" in plan
+    assert "deeprecon:sub-01, in 'subjects': '${DEEPRECON_ROOT}' needs the environment" in plan
+    assert "Subject2.h5" in plan
+    monkeypatch.setenv("DEEPRECON_ROOT", str(tmp_path / "deeprecon"))
+    plan = planning.describe(experiment_of(**measured, subjects=["deeprecon:sub-01"]))
+    assert f"sub-01, at {tmp_path / 'deeprecon'}" in plan
+
+
+def test_the_data_of_all_who_train_are_inputs(monkeypatch):
+    monkeypatch.setattr(
+        describing, "parts_of_data", lambda one, *, test: [f"{one.dataset}/{one.subject}", test]
+    )
+    decode = {"latents": {"rois": ["early"]}, "prompt_embeds": {"rois": ["early"], "decoder": MLP}}
+    chosen = experiment_of(decode=decode, subjects=["simulated-things:sub-01", "subj02"])
+    others = describing.parts_of_others(chosen, "prompt_embeds")
+    assert others == ["simulated-things/sub-01", False, "simulated/subj02", False]
+    assert describing.parts_of_others(chosen, "latents") == []
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
@@ -125,3 +163,14 @@ def test_two_layouts_train_one_network(experiment_file, tmp_path):
     seals = [outputs.decoder(one, "prompt_embeds").seal for one in (chosen, alone)]
     assert "the store of simulated-things:sub-01" in seals[0].inputs
     assert "the store of simulated-things:sub-01" not in seals[1].inputs
+    tracker = tracking.open_tracker(chosen.tracking, workspace=chosen.workspace)
+    (found,) = tracker.client.search_experiments(filter_string="name = 'simulated'")
+    runs = tracker.client.search_runs([found.experiment_id])
+    named = {
+        run.info.run_name: {one.dataset.name for one in run.inputs.dataset_inputs} for run in runs
+    }
+    parts = ("train", "validation")
+    others = {f"simulated-things/sub-01/{part}" for part in parts}
+    assert others < named["train prompt_embeds"]
+    assert others < named["several"]
+    assert named["train latents"] == {f"simulated/subj01/{part}" for part in parts}

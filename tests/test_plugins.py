@@ -78,7 +78,7 @@ def test_an_experiment_knows_the_decoder_its_settings_and_their_faults(example):
         ({"kind": "low_rank", "rank": 0}, "'decode.latents.decoder.rank': input should be greater"),
         ({"kind": "low_rank", "depth": 1}, "'decode.latents.decoder.depth' is not a setting"),
         ({"kind": "lowrank"}, "there is no decoder 'lowrank'; choose from ridge, kernel_ridge"),
-        ({"kind": "lowrank"}, "roi_graph, low_rank"),
+        ({"kind": "lowrank"}, "mesh_gcn, low_rank"),
     ):
         with pytest.raises(InputError, match=sentence):
             validated(decoder)

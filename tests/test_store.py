@@ -1,5 +1,6 @@
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from raybrain import store
 from raybrain.config import InputError
-from raybrain.datasets import Recording, Voxels
+from raybrain.datasets import Recording, Surface, Voxels
 
 
 def _session(session: int, *, betas: np.ndarray, sessions: np.ndarray) -> np.ndarray:
@@ -75,6 +76,32 @@ def test_betas_come_back_scaled_and_only_those_of_the_opened_splits(tmp_path, re
         np.testing.assert_allclose(opened.betas(voxels=voxels), stored[rows][:, voxels], rtol=1e-6)
     assert opened.images.loc["a", "captions"] == ["one", "two"]
     assert opened.mask(["V1", "V2"]).tolist() == [True, True, True, False, False]
+
+
+def _stored(path, recording):
+    store.create_store(path, recording, side=4)
+    _fill(path, recording)
+    return store.open_store(path, splits="test")
+
+
+def test_a_surface_comes_back(tmp_path, recording):
+    path, edges = str(tmp_path / "s.zarr"), np.array([[0, 1], [3, 4]], np.int32)
+    hemisphere = np.array([0, 0, 0, 1, 1], np.int8)
+    opened = _stored(path, replace(recording, surface=Surface(hemisphere, edges)))
+    np.testing.assert_array_equal(opened.hemisphere, hemisphere)
+    np.testing.assert_array_equal(opened.edges, edges)
+    # An unfinished ingest is taken up again when the files of the mesh are gone.
+    opened = _stored(path, replace(recording, surface=Surface(hemisphere)))
+    np.testing.assert_array_equal(opened.hemisphere, hemisphere)
+    assert opened.edges is None
+
+
+def test_a_volume_has_no_surface(tmp_path, recording):
+    opened = _stored(str(tmp_path / "v.zarr"), recording)
+    assert opened.hemisphere is None
+    assert opened.edges is None
+    assert not (tmp_path / "v.zarr/mesh").exists()
+    assert not (tmp_path / "v.zarr/voxel/hemisphere").exists()
 
 
 def test_pixels_come_in_the_order_that_is_asked_for(tmp_path, recording):

@@ -282,6 +282,21 @@ def test_datasets_that_are_not_here_are_skipped_with_a_line_each(
     assert said.count("to-do") == 1
 
 
+def test_a_run_whose_other_subjects_are_not_here_is_skipped_with_its_line(
+    write, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("THINGS_ROOT", raising=False)
+    monkeypatch.setenv("GOD_ROOT", str(tmp_path))
+    god = {**BRAINS["unset"], "decode.latents.rois": ["V1"]}
+    things = {**god, "decode.latents.decoder": {"kind": "residual_mlp"}}
+    things |= {"subjects": ["things:sub-01"]}
+    file = write(axes={"brain": {"here": {}, "god": god, "both": things}}, absent="skip")
+    runs = sweeping.present(sweeps.load_sweep(file))
+    assert [run.experiment.dataset for run in runs.runs] == ["simulated", "god"]
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("skipped"))
+    assert "god with things:sub-01: '${THINGS_ROOT}' needs the environment variable" in line
+
+
 def test_a_sweep_without_any_of_its_datasets_is_refused(write, monkeypatch, tmp_path, capsys):
     file = brains_of(write, monkeypatch, tmp_path, ["unset", "missing"], absent="skip")
     assert cli.main(["sweep", file]) == 2

@@ -75,6 +75,8 @@ def _subject(folder: str, *, xarray) -> xarray.Dataset:  # type: ignore[no-untyp
     for name in voxels:  # y and x alone are axes of the images
         label = name if name == "noise_ceiling" else f"voxel_{name}"
         labels[label] = ("voxel", voxels[name].to_numpy())
+    if opened.hemisphere is not None:
+        labels["hemisphere"] = ("voxel", np.array(["left", "right"])[opened.hemisphere])
     return found.assign_coords(
         image=images.index.to_numpy(dtype=str), roi=list(opened.rois), **labels
     ).assign_attrs({**opened.attributes, "source": Path(folder).name})

@@ -154,6 +154,27 @@ class RoiGraph(Network):
     """How the units of all ROIs become one vector."""
 
 
+class MeshGcn(Network):
+    """Graph convolutions between neighbours on the cortical surface, and the backbone behind them.
+
+    For stores of vertices whose mesh is known (`nod`); a volume has none.
+    """
+
+    kind: Literal["mesh_gcn"] = "mesh_gcn"
+    channels: Positive = 8
+    """Units of each vertex."""
+    reach: Positive = 2
+    """Edges of the mesh that one convolution looks far: the degree of its Chebyshev polynomial."""
+    convolutions: Positive = 2
+    """Residual graph convolutions, one after the other."""
+    width: Positive = 512
+    """Units of each hidden layer of the read-out."""
+    depth: Positive = 1
+    """Residual blocks of the read-out."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Share of units left out in training."""
+
+
 class OtherNetwork(Network):
     """A network that another package adds: a subclass with a ``kind`` and settings of its own.
 
@@ -232,10 +253,23 @@ ClosedForm = Ridge | KernelRidge
 """Decoders that the settings under ``training`` do not touch."""
 
 
-NetworkDecoder = ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph | OtherNetwork
+NetworkDecoder = (
+    ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph | MeshGcn | OtherNetwork
+)
 
 
-BUILT_IN = (Ridge, KernelRidge, ResidualMLP, MindEye2, CnnText, CnnImage, Vae, Gcn, RoiGraph)
+BUILT_IN = (
+    Ridge,
+    KernelRidge,
+    ResidualMLP,
+    MindEye2,
+    CnnText,
+    CnnImage,
+    Vae,
+    Gcn,
+    RoiGraph,
+    MeshGcn,
+)
 
 
 KINDS = tuple(str(section.model_fields["kind"].default) for section in BUILT_IN)
@@ -244,7 +278,16 @@ KINDS = tuple(str(section.model_fields["kind"].default) for section in BUILT_IN)
 
 Decoder = Annotated[
     Annotated[
-        Ridge | KernelRidge | ResidualMLP | MindEye2 | CnnText | CnnImage | Vae | Gcn | RoiGraph,
+        Ridge
+        | KernelRidge
+        | ResidualMLP
+        | MindEye2
+        | CnnText
+        | CnnImage
+        | Vae
+        | Gcn
+        | RoiGraph
+        | MeshGcn,
         Field(discriminator="kind"),
     ],
     WrapValidator(_decoder_of),

@@ -62,6 +62,17 @@ class Voxels:
 
 
 @dataclass(frozen=True)
+class Surface:
+    """Where voxels that are vertices of the cortex lie."""
+
+    hemisphere: np.ndarray
+    """(voxel,) int8: 0 left, 1 right."""
+    edges: np.ndarray | None = None
+    """(edge, 2) int32: numbers of voxels that are neighbours, ascending, the lower first; None
+    where the mesh is not known."""
+
+
+@dataclass(frozen=True)
 class Recording:
     """Everything a reader found about one subject, and how to read the betas."""
 
@@ -93,6 +104,8 @@ class Recording:
     """File, relative to the root -> fingerprint of its content."""
     findings: tuple[str, ...] = ()
     """Sentences for the user: ROI voxel counts beside the published ones, sessions left out."""
+    surface: Surface | None = None
+    """Of vertices; None in a volume."""
     target: str = "image"
     """What a picture stands for: 'image', or 'category' where exemplars are unknown."""
 

@@ -21,6 +21,10 @@ from raybrain.datasets.files import Root
 NIFTI2 = 540
 """Bytes of the header."""
 MOST_HEAD = 64 * 1024 * 1024
+XML = 32
+"""The code of CIFTI's own extension of a NIfTI-2 file."""
+LABELS = "CIFTI_INDEX_TYPE_LABELS"
+NAMED = ("CIFTI_INDEX_TYPE_SCALARS", LABELS)
 CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 
 
@@ -29,7 +33,7 @@ class Maps:
     """What a file holds of the cortex."""
 
     values: np.ndarray
-    """(map, vertex of the file) float32."""
+    """(map, vertex of the file, or chosen vertex) float32."""
     names: tuple[str, ...]
     """Of the maps."""
     xyz: np.ndarray
@@ -40,15 +44,23 @@ class Maps:
     """Of every map, number -> label; empty where the maps hold no labels."""
 
 
-def read_maps(root: Root, path: str) -> Maps:
+def read_maps(root: Root, path: str, *, chosen: np.ndarray | None = None) -> Maps:
     """Return the maps of a ``dscalar``, ``dlabel`` or ``dtseries`` file over the cortex.
+
+    Parameters
+    ----------
+    root : Root
+    path : str
+    chosen : ndarray of int, shape (chosen vertex,), optional
+        Places in the file's list of vertices (`Maps.xyz`): values of these alone. A file keeps the
+        maps of a vertex together, so that the others cost nothing.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or holds a hemisphere not at all or twice.
     """
-    return _parsed(root.read(path), root=root, path=path, whole=True)
+    return _parsed(root.read(path), root=root, path=path, whole=True, chosen=chosen)
 
 
 def read_heading(root: Root, path: str) -> Maps:
@@ -70,18 +82,25 @@ def read_heading(root: Root, path: str) -> Maps:
     return _parsed(content, root=root, path=path, whole=False)
 
 
-def _parsed(content: bytes, *, root: Root, path: str, whole: bool) -> Maps:
+def _parsed(
+    content: bytes, *, root: Root, path: str, whole: bool, chosen: np.ndarray | None = None
+) -> Maps:
     name = root.at(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of nibabel, about headers that it mends
-            image = nibabel.Cifti2Image.from_bytes(content)
-            rows, columns = (image.header.get_axis(axis) for axis in (0, 1))
-            data = np.asarray(image.dataobj, dtype=np.float32) if whole else None
-            # The axis would call a map without a name "None".
-            named = getattr(image.header.get_index_map(0), "named_maps", ())
-            names = tuple(str(one.map_name or "") for one in named)
-            return _maps(data, rows=rows, columns=columns, names=names, root=root, path=path)
+            # As NIfTI-2 with its extension: nibabel's axes handle every vertex by itself, which
+            # takes several times as long as the responses.
+            image = nibabel.Nifti2Image.from_bytes(content)
+            heads = [one.get_content() for one in image.header.extensions if one.get_code() == XML]
+            if len(heads) != 1:
+                raise InputError(f"{name} is no CIFTI-2 file; {root.again}")
+            data = None
+            if whole:
+                data = np.asanyarray(image.dataobj)
+                data = data.reshape(data.shape[-2:], order="F")
+            rows, columns = (heads[0].get_index_map(axis) for axis in (0, 1))
+            return _maps(data, chosen, rows=rows, columns=columns, root=root, path=path)
     except InputError:
         raise
     except MemoryError:
@@ -93,46 +112,54 @@ def _parsed(content: bytes, *, root: Root, path: str, whole: bool) -> Maps:
 
 def _maps(
     data: np.ndarray | None,
+    chosen: np.ndarray | None,
     *,
     rows: Any,
     columns: Any,
-    names: tuple[str, ...],
     root: Root,
     path: str,
 ) -> Maps:
     name, again = root.at(path), root.again
-    if not isinstance(columns, nibabel.cifti2.BrainModelAxis):
+    if columns.indices_map_to_data_type != "CIFTI_INDEX_TYPE_BRAIN_MODELS":
         raise InputError(f"{name} has no vertices in its columns; {again}")
-    found: dict[str, tuple[slice, np.ndarray]] = {}
-    for structure, where, model in columns.iter_structures():
-        if structure in CORTEX:
-            if structure in found:
-                raise InputError(f"{name} holds {structure} twice; {again}")
-            found[structure] = (where, np.asarray(model.vertex, dtype=np.int64))
-    if set(found) != set(CORTEX):
-        raise InputError(f"{name} does not hold both hemispheres of the cortex; {again}")
+    models = list(columns.brain_models)
+    width = max(one.index_offset + one.index_count for one in models)
+    named = list(rows.named_maps) if rows.indices_map_to_data_type in NAMED else []
     if data is None:
-        data = np.empty((0, len(columns)), dtype=np.float32)
-    elif data.ndim != 2 or data.shape != (len(rows), len(columns)):
+        data = np.empty((0, width), dtype=np.float32)
+    elif data.shape[1] != width or (named and len(named) != len(data)):
         raise InputError(f"{name} holds {data.shape} values, not maps by vertices; {again}")
-    values, positions, vertices = [], [], []
+    places, positions, vertices = [], [], []
     for side, structure in enumerate(CORTEX):
-        where, vertex = found[structure]
-        total = int(columns.nvertices[structure])
+        mine = [one for one in models if one.brain_structure == structure]
+        if len(mine) > 1:
+            raise InputError(f"{name} holds {structure} twice; {again}")
+        if not mine or mine[0].vertex_indices is None:
+            raise InputError(f"{name} does not hold both hemispheres of the cortex; {again}")
+        vertex = np.array(list(mine[0].vertex_indices), dtype=np.int64)
+        total, first = int(mine[0].surface_number_of_vertices), int(mine[0].index_offset)
+        if len(vertex) != mine[0].index_count or first < 0:
+            raise InputError(f"{name} lists {len(vertex)} vertices of {structure}; {again}")
         if len(np.unique(vertex)) != len(vertex) or vertex.min() < 0 or vertex.max() >= total:
             raise InputError(f"{name} lists vertices of {structure} twice or outside; {again}")
         order = np.argsort(vertex, kind="stable")
-        values.append(data[:, where][:, order])
+        places.append(first + order)
         place = np.zeros((len(vertex), 3), dtype=np.int32)
         place[:, 0], place[:, 1] = side, vertex[order]
         positions.append(place)
         vertices.append(total)
+    kept = np.concatenate(places)
+    if chosen is not None:
+        if chosen.max(initial=-1) >= len(kept):
+            raise InputError(f"{name} has changed while it was read; start again")
+        kept = kept[chosen]
     labels: tuple[Mapping[int, str], ...] = ()
-    if isinstance(rows, nibabel.cifti2.LabelAxis):
-        labels = tuple({int(k): str(text) for k, (text, _) in one.items()} for one in rows.label)
+    if rows.indices_map_to_data_type == LABELS:
+        tables = (one.label_table for one in named)
+        labels = tuple({int(k): str(one.label) for k, one in table.items()} for table in tables)
     return Maps(
-        values=np.ascontiguousarray(np.concatenate(values, axis=1)),
-        names=names,
+        values=np.ascontiguousarray(data[:, kept], dtype=np.float32),
+        names=tuple(str(one.map_name or "") for one in named),
         xyz=np.concatenate(positions),
         vertices=(vertices[0], vertices[1]),
         labels=labels,

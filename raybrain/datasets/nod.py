@@ -2,8 +2,10 @@
 
 OpenNeuro's ds004496: the dataset's own betas lie on the surface, a CIFTI file per run with a map
 per trial, named by its picture. Vertices of both hemispheres are the voxels; a position is
-(hemisphere, vertex, 0). Regions are those of HCP-MMP1, from the two files that the dataset's code
-ships, or labels of a ``.dlabel.nii`` such as those of its category localizer.
+(hemisphere, vertex, 0). Which are neighbours say the midthickness surfaces in 32k fs_LR that
+ciftify wrote and the dataset's own smoothing reads. Regions are those of HCP-MMP1, from the two
+files that the dataset's code ships, or labels of a ``.dlabel.nii`` such as those of its category
+localizer.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import numpy as np
 import pandas as pd
 
 from raybrain.config import InputError, Section
-from raybrain.datasets import Recording, Voxels
+from raybrain.datasets import Recording, Surface, Voxels
 from raybrain.datasets.cifti import Maps, read_heading, read_maps
 from raybrain.datasets.contents import picture_folder
 from raybrain.datasets.files import RequiredFile, Root
+from raybrain.datasets.gifti import edges_among, read_triangles
 from raybrain.datasets.matlab import read_matlab
 from raybrain.datasets.pictures import (
     find_pictures,
@@ -52,7 +55,7 @@ UNKNOWN = "a photograph"
 
 
 class Layout(Section):
-    """Where the files lie; ``{subject}``, ``{run}`` and ``{atlas}`` are filled in."""
+    """Where the files lie; ``{subject}``, ``{run}``, ``{atlas}`` and such are filled in."""
 
     results: str = "derivatives/ciftify/{subject}/results"
     betas: str = "{run}/{run}_beta.dscalar.nii"
@@ -63,6 +66,11 @@ class Layout(Section):
     """The variable glasser_MMP: an area's number per vertex of the file."""
     areas_names: str = "supportfiles/roilbl_mmp.csv"
     atlas: str = "derivatives/ciftify/{subject}/results/ses-floc_task-floc/{atlas}.dlabel.nii"
+    surface: str | None = (
+        "derivatives/ciftify/{subject}/standard_fsLR_surface/"
+        "{subject}.{hemisphere}.midthickness.32k_fs_LR.surf.gii"
+    )
+    """The mesh; ``{hemisphere}`` is L or R. Without these files vertices have no neighbours."""
     images: str = "stimuli"
     words: str = "words.txt"
     """ImageNet's list of synsets and what they are called, for captions."""
@@ -71,6 +79,13 @@ class Layout(Section):
         """Return a file's path."""
         filled = template.replace("{subject}", subject).replace("{run}", run)
         return filled.replace("{atlas}", atlas)
+
+    def meshes(self, *, subject: str) -> list[str]:
+        """Return the surfaces of the left and the right hemisphere, none where none is wanted."""
+        if self.surface is None:
+            return []
+        filled = self.fill(self.surface, subject=subject)
+        return [filled.replace("{hemisphere}", side) for side in "LR"]
 
     def in_results(self, template: str, *, subject: str, run: str) -> str:
         """Return a file's path below ``results``."""
@@ -141,6 +156,8 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         remedy="get the folder stimuli of ds004496 (datalad get stimuli)",
     )
     words = read_words(place, layout.words)
+    meshes = layout.meshes(subject=subject) if _has_mesh(place, layout, subject=subject) else []
+    edges = _edges(place, meshes, xyz=surface.xyz[inside], vertices=surface.vertices)
     rois = {name: mask[inside] for name, mask in masks.items()}
     xyz = surface.xyz[inside]
     by_session = {
@@ -156,6 +173,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             noise_ceiling=np.full(len(inside), np.nan, dtype=np.float32),
         ),
         rois=rois,
+        surface=Surface(hemisphere=xyz[:, 0].astype(np.int8), edges=edges),
         images=pd.DataFrame(
             {
                 "image_id": names,
@@ -176,7 +194,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
         ),
         read_sides=partial(read_sides, root=place, files=pictures),
         sources={
-            **{path: place.fingerprint(path) for path in (*files, *mask_files)},
+            **{path: place.fingerprint(path) for path in (*files, *mask_files, *meshes)},
             **({layout.words: place.fingerprint(layout.words)} if words else {}),
             layout.images: names_and_sizes(place, pictures),
         },
@@ -185,6 +203,7 @@ def open_recording(entry: CatalogEntry, *, root: str, subject: str, settings: In
             *split_notes,
             f"{int((xyz[:, 0] == 0).sum()):,} vertices of the left hemisphere and "
             f"{int((xyz[:, 0] == 1).sum()):,} of the right lie in an ROI",
+            _neighbours(place, layout, subject=subject, edges=edges, voxels=len(inside)),
             *(() if words else (f"{place.at(layout.words)} is absent: captions are bare names",)),
             *sizes(entry, subject=subject, masks=rois),
         ),
@@ -213,7 +232,11 @@ def required_files(
         layout.in_results(layout.labels, subject=subject, run=run) for run in dict.fromkeys(folders)
     ]
     atlases = dict.fromkeys(roi.atlas for roi in entry.rois.values() if roi.atlas)
-    files = [*(path for path in labels if place.exists(path)), layout.words]
+    files = [
+        *(path for path in labels if place.exists(path)),
+        *layout.meshes(subject=subject),
+        layout.words,
+    ]
     for atlas in atlases:
         files += (
             [layout.areas, layout.areas_names]
@@ -378,6 +401,39 @@ def _areas(place: Root, *, layout: Layout, vertices: int) -> dict[str, np.ndarra
     return found
 
 
+def _has_mesh(place: Root, layout: Layout, *, subject: str) -> bool:
+    """Return whether both hemispheres' surfaces are here; one alone is an `InputError`."""
+    here = {path: place.exists(path) for path in layout.meshes(subject=subject)}
+    if any(here.values()) and not all(here.values()):
+        raise place.missing(next(path for path, there in here.items() if not there))
+    return any(here.values())
+
+
+def _edges(
+    place: Root, meshes: Sequence[str], *, xyz: np.ndarray, vertices: tuple[int, int]
+) -> np.ndarray | None:
+    """Return the edges between kept vertices, a hemisphere at a time; none joins the two."""
+    if not meshes:
+        return None
+    found, before = [], 0
+    for side, path in enumerate(meshes):
+        chosen = xyz[xyz[:, 0] == side, 1]
+        triangles = read_triangles(place, path, vertices=vertices[side], side=side)
+        found.append(before + edges_among(triangles, chosen=chosen, vertices=vertices[side]))
+        before += len(chosen)
+    return np.concatenate(found).astype(np.int32)
+
+
+def _neighbours(
+    place: Root, layout: Layout, *, subject: str, edges: np.ndarray | None, voxels: int
+) -> str:
+    if edges is None:
+        files = " and ".join(place.at(path) for path in layout.meshes(subject=subject))
+        return f"neighbours of vertices are not known: {files or 'layout.surface'} absent"
+    alone = voxels - len(np.unique(edges))
+    return f"{len(edges):,} edges join neighbouring vertices; {alone:,} vertices have no neighbour"
+
+
 def _pick(masks: Mapping[str, np.ndarray], *, labels: Sequence[str], atlas: str) -> np.ndarray:
     for label in labels:
         if label not in masks:
@@ -422,12 +478,11 @@ def _read_session(
     """Return (trial, vertex) float32 of one session, a run's file at a time."""
     runs = []
     for path in sessions[session]:
-        maps = read_maps(root, path)
-        if maps.values.shape[1] != vertices:
+        maps = read_maps(root, path, chosen=chosen)
+        if len(maps.xyz) != vertices:
             raise InputError(f"{root.at(path)} has changed while it was read; start again")
-        betas = np.ascontiguousarray(maps.values[:, chosen])
-        check_finite(betas, name=root.at(path), again=root.again)
-        runs.append(betas)
+        check_finite(maps.values, name=root.at(path), again=root.again)
+        runs.append(maps.values)
     found = np.concatenate(runs)
     if len(found) != trials[session]:
         raise InputError(

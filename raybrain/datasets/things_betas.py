@@ -112,7 +112,7 @@ def read_volume_session(
     for path, kept, count in zip(files[session], volumes[session], counts[session], strict=True):
         header = read_header(root, path)
         series = read_series(root, path, voxels=flat, grid=grid, volumes=count)
-        betas = series[kept].astype(np.float32)
+        betas = series[kept].astype(np.float32, copy=False)
         if (header.slope, header.inter) not in ((1.0, 0.0), (0.0, 0.0)):
             betas = betas * np.float32(header.slope) + np.float32(header.inter)
         check_finite(betas, name=root.at(path))

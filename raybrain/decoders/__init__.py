@@ -32,9 +32,12 @@ from raybrain.decoders.trained import (
     wants_ceiling,
     warn_of_penalties,
 )
+from raybrain.decoders.voxel_graph import within
+from raybrain.decoders.wiring import MESH
 
 __all__ = [
     "CARD",
+    "MESH",
     "Averaged",
     "Examples",
     "Predicted",
@@ -65,5 +68,6 @@ __all__ = [
     "train_ridge",
     "wants_ceiling",
     "warn_of_penalties",
+    "within",
     "write_model",
 ]

@@ -9,9 +9,10 @@ from torch import nn
 
 from raybrain import config
 from raybrain.config import InputError
+from raybrain.decoders.mesh_gcn import MeshGcn
 from raybrain.decoders.published import CnnImage, CnnText, Gcn, Vae
 from raybrain.decoders.residual_mlp import ResidualMLP
-from raybrain.decoders.wiring import Wiring
+from raybrain.decoders.wiring import MESH, Wiring
 
 
 def build_network(
@@ -67,6 +68,18 @@ def _network(
                 depth=section.depth,
                 dropout=section.dropout,
                 read_out=section.read_out,
+            )
+        case config.MeshGcn():
+            return MeshGcn(
+                edges=wiring[MESH],
+                voxels=voxels,
+                outputs=outputs,
+                channels=section.channels,
+                reach=section.reach,
+                convolutions=section.convolutions,
+                width=section.width,
+                depth=section.depth,
+                dropout=section.dropout,
             )
         case config.OtherNetwork():
             return _other(section, voxels=voxels, outputs=outputs, wiring=wiring)

@@ -20,6 +20,7 @@ from raybrain.decoders.normalisation import (
     fit_session_scaler,
     noise_ceiling,
 )
+from raybrain.decoders.voxel_graph import within
 
 Repeats = Literal["average", "trial"]
 
@@ -45,6 +46,8 @@ class Examples:
         The target's ROIs, as far as they were given.
     xyz : ndarray of int, shape (selected voxel, 3), or None
         Coordinates, if they were given.
+    edges : ndarray of int64, shape (edge, 2), or None
+        Which selected voxels are neighbours on the surface, if that was given.
     ceiling : ndarray of float32, shape (selected voxel,), or None
         Noise ceiling of averaged responses, estimated from repeats among the given trials, if
         asked for.
@@ -58,6 +61,7 @@ class Examples:
     repeats: Repeats
     rois: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     xyz: NDArray[np.integer] | None = None
+    edges: NDArray[np.int64] | None = None
     ceiling: Floats | None = None
 
     def select(self, keep: NDArray[np.bool_], *, rois: Sequence[str]) -> Examples:
@@ -78,6 +82,7 @@ class Examples:
             scaler=self.scaler.select(keep),
             rois={name: self.rois[name][keep] for name in rois},
             xyz=None if self.xyz is None else self.xyz[keep],
+            edges=within(self.edges, keep),
             ceiling=None if self.ceiling is None else self.ceiling[keep],
         )
 
@@ -107,6 +112,7 @@ def prepare(
     repeats: Repeats = "average",
     rois: Mapping[str, NDArray[np.bool_]] | None = None,
     xyz: NDArray[np.integer] | None = None,
+    edges: NDArray[np.integer] | None = None,
     estimate_ceiling: bool = False,
 ) -> Examples:
     """Return z-scored responses of the selected voxels to each image, with the statistics used.
@@ -130,6 +136,8 @@ def prepare(
         The target's ROIs among the given voxels; ``gcn`` and ``roi_graph`` need them.
     xyz : ndarray of int, shape (voxel, 3), optional
         Coordinates; a Hilbert order of voxels needs them.
+    edges : ndarray of int, shape (edge, 2), optional
+        Numbers of voxels that are neighbours on the surface; ``mesh_gcn`` needs them.
     estimate_ceiling : bool
         Whether `Examples.ceiling` is wanted.
 
@@ -173,6 +181,7 @@ def prepare(
         repeats=repeats,
         rois={name: mask[keep] for name, mask in (rois or {}).items()},
         xyz=None if xyz is None else xyz[keep],
+        edges=within(edges, keep),
         ceiling=estimated,
     )
 

@@ -17,6 +17,13 @@ Wiring = Mapping[str, NDArray]
 """Arrays by name, saved with the decoder."""
 
 NO_VOXEL = -1
+MESH = "mesh"
+"""Edges of the surface that a network was fitted on, by number of voxel."""
+NO_MESH = (
+    "'mesh_gcn' needs to know which voxels are neighbours on the cortical surface, and this store "
+    "does not; choose roi_graph for volumes, or get the surface files that 'raybrain plan' names "
+    "and ingest again (on_change=replace)"
+)
 
 
 def wire(section: config.Network, *, examples: Examples) -> Wiring:
@@ -26,12 +33,13 @@ def wire(section: config.Network, *, examples: Examples) -> Wiring:
     ----------
     section : config section
     examples : Examples
-        With ``xyz`` for a Hilbert order, with ``rois`` for a graph.
+        With ``xyz`` for a Hilbert order, with ``rois`` for a graph of them, with ``edges`` for one
+        of vertices.
 
     Raises
     ------
     InputError
-        If an ROI that the network needs was not chosen or is empty.
+        If an ROI that the network needs was not chosen or is empty, or a mesh is not known.
     """
     if isinstance(section, config.CnnText | config.CnnImage):
         return {"order": _order(section.order, examples)}
@@ -54,6 +62,10 @@ def wire(section: config.Network, *, examples: Examples) -> Wiring:
         nodes = _nodes(names, examples, kind="roi_graph")
         correlation = node_correlation(examples.betas, nodes=nodes)
         return {"nodes": nodes, "adjacency": normalised(np.abs(correlation))}
+    if isinstance(section, config.MeshGcn):
+        if examples.edges is None:
+            raise InputError(NO_MESH)
+        return {MESH: examples.edges}
     if isinstance(section, config.OtherNetwork):
         return section.wire(examples=examples)
     return {}

@@ -92,6 +92,17 @@ def parts_of_data(experiment: Experiment, *, test: bool) -> list[Described]:
     ]
 
 
+def parts_of_others(experiment: Experiment, target: str) -> list[Described]:
+    """Return the trials of other subjects that the decoder of a target trains on as well."""
+    names = outputs.subjects_of(experiment, dict(outputs.targets(experiment))[target])
+    return [
+        part
+        for one in outputs.each_subject(experiment)[1:]
+        if outputs.subject_name(experiment, one) in names
+        for part in parts_of_data(one, test=False)
+    ]
+
+
 def _part(
     experiment: Experiment, opened: SubjectStore, context: str, *, digest: str
 ) -> Described | None:

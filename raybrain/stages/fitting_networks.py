@@ -19,6 +19,7 @@ from raybrain.decoders import (
     gradient_task,
     prepare,
     shared_task,
+    within,
 )
 from raybrain.stages import describing, extent, previewing, say
 from raybrain.stages.fitting_data import PRIOR, Data, image_rows, on_worker
@@ -177,6 +178,7 @@ def _task(data: Data) -> Task:
         repeats=decode.repeats,
         rois={name: opened.rois[name][mask] for name in decode.named_rois},
         xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
+        edges=within(opened.edges, mask),
     )
     validation = examples.like(betas[~train], session=session[~train], image_id=rows[~train])
     return gradient_task(

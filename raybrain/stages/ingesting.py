@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybrain import cluster, datasets, outputs, store
-from raybrain.config import InputError
+from raybrain.config import InputError, MeshGcn
 from raybrain.datasets.pictures import as_square
 from raybrain.stages import Made, say
 
@@ -32,6 +32,7 @@ def work(experiment: Experiment, output: Output, run: Run) -> Made:
     for finding in recording.findings:
         say("", finding)
     _check_rois(experiment, recording)
+    _check_mesh(experiment, recording)
     tasks = functools.partial(cluster.map_tasks, workers=experiment.resources.tasks)
     side = _side(recording, most=experiment.ingest.image_size, tasks=tasks)
     store.create_store(output.folder, recording, side=side)
@@ -112,6 +113,22 @@ def _check_rois(experiment: Experiment, recording: Recording) -> None:
                     f"'decode.{target}.rois' has {roi}, which holds no voxel of "
                     f"{recording.subject}; choose from {known}"
                 )
+
+
+def _check_mesh(experiment: Experiment, recording: Recording) -> None:
+    """Raise `InputError` if a decoder needs neighbours on a surface and they are not known."""
+    surface = recording.surface
+    if surface is not None and surface.edges is not None:
+        return
+    for target, decode in outputs.targets(experiment):
+        if isinstance(decode.decoder, MeshGcn):
+            where = f"'decode.{target}.decoder' is mesh_gcn, but the voxels of {recording.subject}"
+            raise InputError(
+                f"{where} lie in a volume of {recording.dataset}, which has no mesh; choose "
+                f"roi_graph or another decoder"
+                if surface is None
+                else f"{where} have no mesh here; get the surface files that 'raybrain plan' names"
+            )
 
 
 def _side(recording: Recording, *, most: int, tasks: Callable[..., list[Any]]) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def describe(experiment: Experiment) -> str:
     """Return the data plan and the state of every output, a line each."""
-    lines = [*_data(experiment), *_generator(experiment), ""]
+    lines = [*_data(experiment), *_others(experiment), *_generator(experiment), ""]
     following = None
     refused = [str(fault) for fault in checking.faults(experiment, stage="plan")]
     for output in _outputs(experiment):
@@ -75,6 +75,20 @@ def _data(experiment: Experiment) -> list[str]:
         if entry.get:
             lines.append(f"{'':<{STAGE_COLUMN}}{entry.get}")
     return lines
+
+
+def _others(experiment: Experiment) -> Iterator[str]:
+    """Yield the data plan of the other subjects, or why there is none."""
+    try:
+        others = outputs.each_subject(experiment)[1:]
+    except InputError:  # told as the reason why nothing can run
+        return
+    for one in others:
+        try:
+            yield from _data(one)
+        except InputError as error:
+            name = outputs.subject_name(experiment, one)
+            yield f"{'data':<{STAGE_COLUMN}}{name}, in 'subjects': {error}"
 
 
 def _generator(experiment: Experiment) -> list[str]:

@@ -11,14 +11,14 @@ import numpy as np
 
 from raybrain import cluster, outputs, places, store
 from raybrain.config import InputError
-from raybrain.decoders import load_decoder
+from raybrain.decoders import MESH, load_decoder, within
 from raybrain.diffusion import noise_seed
 from raybrain.stages import Made
 from raybrain.stages.fitting_data import DECODER, PRIOR, REFERENCE, image_rows
 
 if TYPE_CHECKING:
     from raybrain.config import Experiment
-    from raybrain.decoders import Predicted
+    from raybrain.decoders import Predicted, TrainedDecoder
     from raybrain.outputs import Output
     from raybrain.store import SubjectStore
     from raybrain.tracking import Run
@@ -113,6 +113,7 @@ def _decode(decoding: _Decoding, *, opened: SubjectStore, folder: str) -> None:
     target, write = decoding.target, functools.partial(_write, shape=decoding.shape)
     with places.reading(decoding.folders[DECODER]) as saved:
         decoder = load_decoder(saved)
+        _check_mesh(decoder, decoding, opened=opened)
         predicted = decoder.predict(betas, **told)
         single = decoder.predict(betas, **told, average=False)
     values = predicted.values
@@ -125,6 +126,20 @@ def _decode(decoding: _Decoding, *, opened: SubjectStore, folder: str) -> None:
         with places.reading(decoding.folders[REFERENCE]) as saved:
             ridge = load_decoder(saved).predict(betas, **told)
         write(folder, f"{RIDGE}/{target}", ridge.estimates)
+
+
+def _check_mesh(decoder: TrainedDecoder, decoding: _Decoding, *, opened: SubjectStore) -> None:
+    """Raise `InputError` if a decoder was fitted on neighbours that are not the store's."""
+    trained = decoder.wiring.get(MESH)
+    if trained is None:
+        return
+    found = within(within(opened.edges, opened.mask(decoding.rois)), decoder.voxels)
+    if found is None or not np.array_equal(found, trained):
+        raise InputError(
+            f"the decoder of {decoding.target} knows other neighbours than the store at "
+            f"{opened.group.store_path} has, so its voxels are others or in another order; train "
+            f"it again"
+        )
 
 
 def _drawn_from_prior(

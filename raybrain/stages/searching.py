@@ -23,6 +23,7 @@ from raybrain.decoders import (
     penalties_of,
     prepare,
     wants_ceiling,
+    within,
 )
 from raybrain.decoders.examples import Repeats
 from raybrain.decoders.normalisation import Averaged
@@ -238,6 +239,7 @@ def shared_data(experiment: Experiment, *, stimuli: str, features: str) -> _Data
                 repeats=repeats,
                 rois={name: opened.rois[name][mask] for name in {*rois, *weighed}},
                 xyz=opened.voxels[["x", "y", "z"]].to_numpy()[mask],
+                edges=within(opened.edges, mask),
                 estimate_ceiling=by_ceiling,
             )
             responses[target, repeats] = _Responses(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybrain import store
-from raybrain.decoders import Averaged, Examples, SessionScaler, above_ceiling, prepare
+from raybrain.decoders import Averaged, Examples, SessionScaler, above_ceiling, prepare, within
 from raybrain.training import chunk_rows
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def prepare_on_disk(
             name: np.concatenate([part.rois[name] for part in parts]) for name in decode.named_rois
         },
         xyz=np.concatenate([part.xyz for part in parts if part.xyz is not None]),
+        edges=within(opened.edges, kept),
     )
     validation = replace(
         validations[0], betas=np.concatenate([part.betas for part in validations], axis=1)

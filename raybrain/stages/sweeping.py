@@ -61,13 +61,9 @@ def present(runs: Runs) -> Runs:
     left_out: dict[str, str] = {}
     kept = []
     for run in runs.runs:
-        experiment = run.experiment
-        why = ""
-        if experiment.simulation is None:
-            entry = catalog.load_entry(experiment.dataset)
-            why = catalog.absence(entry, workspace=experiment.workspace)
-        if why:
-            left_out.setdefault(experiment.dataset, why)
+        absent = _absent(run.experiment)
+        if absent:
+            left_out.setdefault(*absent)
         else:
             kept.append(run)
     for dataset, why in left_out.items():
@@ -78,6 +74,19 @@ def present(runs: Runs) -> Runs:
             f"{next(iter(left_out.values()))}"
         )
     return replace(runs, runs=tuple(kept))
+
+
+def _absent(experiment: Experiment) -> tuple[str, str] | None:
+    """Return the first dataset that is not here, of those the experiment needs, and why."""
+    for one in outputs.each_subject(experiment):
+        if one.simulation is None:
+            entry = catalog.load_entry(one.dataset)
+            why = catalog.absence(entry, workspace=one.workspace)
+            if why and one.dataset == experiment.dataset:
+                return one.dataset, why
+            if why:
+                return f"{experiment.dataset} with {outputs.subject_name(experiment, one)}", why
+    return None
 
 
 def units_of(experiments: Sequence[Experiment]) -> dict[str, Unit]:

@@ -11,6 +11,7 @@ import scipy.io
 from nibabel import cifti2
 
 from tests.datasets.other_trees import write_picture
+from tests.datasets.surface_tree import strip, write_surface
 
 SUBJECT = "sub-01"
 VERTICES = 24
@@ -61,7 +62,17 @@ def write_maps(path: Path, values: np.ndarray, *, rows: cifti2.Axis, columns: ci
     nibabel.save(cifti2.Cifti2Image(values.astype(np.float32), header), path)
 
 
-def write_nod(root: Path, *, voxels: int = 3) -> Tree:
+def beta_file(run: int) -> str:
+    folder = f"ses-imagenet01_task-imagenet_run-{run}"
+    return f"derivatives/ciftify/{SUBJECT}/results/{folder}/{folder}_beta.dscalar.nii"
+
+
+def surfaces(root: Path) -> list[Path]:
+    folder = root / f"derivatives/ciftify/{SUBJECT}/standard_fsLR_surface"
+    return [folder / f"{SUBJECT}.{side}.midthickness.32k_fs_LR.surf.gii" for side in "LR"]
+
+
+def write_nod(root: Path, *, voxels: int = 3, mesh: bool = True) -> Tree:
     """Two sessions of three runs, run-10 among them, and two runs of the repeated pictures."""
     rng = np.random.default_rng(31)
     left = np.sort(rng.permutation(VERTICES)[: VERTICES - 4])
@@ -115,6 +126,11 @@ def write_nod(root: Path, *, voxels: int = 3) -> Tree:
         rows=cifti2.LabelAxis(["faces"], [table]),
         columns=axis(left, right),
     )
+    for turn, (path, side) in enumerate(
+        zip(surfaces(root), ("CortexLeft", "CortexRight"), strict=True)
+    ):
+        if mesh:
+            write_surface(path, strip(VERTICES, turn=7 * turn), vertices=VERTICES, side=side)
     words = [f"{synset}\tthing {k}" for k, synset in enumerate(SYNSETS)]
     (root / "words.txt").write_text("\n".join(words) + "\n")
     return Tree(

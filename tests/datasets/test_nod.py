@@ -11,10 +11,12 @@ from nibabel import cifti2
 
 from raybrain.config import Ingest, InputError
 from raybrain.datasets import Recording, cifti, open_recording
+from raybrain.datasets.contents import required_files
 from raybrain.datasets.files import Root
 from raybrain.datasets.synsets import synset_of
 from tests.datasets import nod_tree as trees
 from tests.datasets.entries import make, nod_entry
+from tests.datasets.surface_tree import nibabel_edges, strip, write_surface
 
 RUN = "ses-imagenet01_task-imagenet_run-{}"
 RESULTS = f"derivatives/ciftify/{trees.SUBJECT}/results"
@@ -161,6 +163,59 @@ def test_the_head_of_a_file_is_enough_for_its_names(tree: trees.Tree, tmp_path: 
     assert cifti.read_heading(place, "cut.dscalar.nii").names == whole.names
     with pytest.raises(InputError, match="cannot be read as CIFTI-2"):
         cifti.read_maps(place, "cut.dscalar.nii")
+
+
+def test_edges_are_those_of_the_mesh_between_kept_vertices(tree: trees.Tree) -> None:
+    recording = read(tree.root)
+    xyz, surface = recording.voxels.xyz, recording.surface
+    np.testing.assert_array_equal(surface.hemisphere, xyz[:, 0])
+    wanted = nibabel_edges(trees.surfaces(tree.root), xyz)
+    assert {tuple(edge) for edge in surface.edges.tolist()} == wanted
+    assert len(surface.edges) == len(wanted) > 20
+    # A pair of vertices on both sides of a hemisphere's end is none of the mesh.
+    sides = xyz[surface.edges, 0]
+    np.testing.assert_array_equal(sides[:, 0], sides[:, 1])
+    assert set(sides[:, 0]) == {0, 1}
+
+
+def test_without_a_mesh_vertices_have_no_neighbours(tree: trees.Tree) -> None:
+    with_them = read(tree.root)
+    left, right = trees.surfaces(tree.root)
+    right.rename(right.with_suffix(".away"))
+    with pytest.raises(InputError, match=r"sub-01\.R\.midthickness.*gii is missing; datalad clone"):
+        read(tree.root)
+    left.unlink()
+    few = read(tree.root)
+    assert few.surface.edges is None
+    np.testing.assert_array_equal(few.surface.hemisphere, with_them.surface.hemisphere)
+    assert any(f"neighbours of vertices are not known: {left} and" in one for one in few.findings)
+    assert not any("surf.gii" in path for path in few.sources)
+    assert sum("surf.gii" in path for path in with_them.sources) == 2
+    not_wanted = read(tree.root, layout={"surface": None})
+    assert not_wanted.surface.edges is None
+
+
+def test_a_mesh_of_another_space_is_refused(tree: trees.Tree) -> None:
+    left, right = trees.surfaces(tree.root)
+    content = left.read_bytes()
+    left.write_bytes(right.read_bytes())
+    with pytest.raises(InputError, match="says it is CortexRight, but CortexLeft is wanted"):
+        read(tree.root)
+    left.write_bytes(content)
+    write_surface(right, strip(40), vertices=40, side="CortexRight")
+    with pytest.raises(InputError, match="has 40 vertices, but the betas lie on a surface of 24"):
+        read(tree.root)
+
+
+def test_the_plan_names_the_mesh(tree: trees.Tree) -> None:
+    entry = nod_entry()
+    told = {"root": str(tree.root), "subject": trees.SUBJECT, "settings": Ingest()}
+    found = [one for one in required_files(entry, **told) if one.path.endswith("surf.gii")]
+    assert [one.present for one in found] == [True, True]
+    for path in trees.surfaces(tree.root):
+        path.unlink()
+    found = [one for one in required_files(entry, **told) if one.path.endswith("surf.gii")]
+    assert [one.present for one in found] == [False, False]
 
 
 def _rewrite(root: Path, change: object) -> None:

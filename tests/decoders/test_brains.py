@@ -19,6 +19,7 @@ NETWORKS = [
     config.Vae(),
     config.Gcn(threshold=0.0),
     config.RoiGraph(width=64, depth=1, dropout=0.1),
+    config.MeshGcn(width=64, depth=1, dropout=0.1),
 ]
 RATES = {"cnn_text": 3e-4, "cnn_image": 5e-4, "vae": 5e-4, "gcn": 1e-3}
 
@@ -51,6 +52,7 @@ def network(section, betas, targets, *, rows, validation, epochs=12, batch_size=
         **labels(rows, **options),
         rois={name: (voxels >= first) & (voxels < last) for name, (first, last) in ROIS.items()},
         xyz=np.stack([voxels // 8, voxels // 2 % 4, voxels % 2], axis=1),
+        edges=np.stack([voxels[:-1], voxels[1:]], axis=1),
     )
     task = gradient_task(
         train,

@@ -210,6 +210,7 @@ def examples(voxels=40, rows=60, rois=("V1", "V2", "V3", "hV4")):
         image_id=np.arange(rows),
         rois=masks,
         xyz=draw.integers(0, 9, (voxels, 3)),
+        edges=np.stack([np.arange(voxels - 1), np.arange(1, voxels)], axis=1),
     )
 
 
@@ -256,6 +257,7 @@ SECTIONS = [
     config.Gcn(),
     config.RoiGraph(width=16),
     config.RoiGraph(width=16, read_out="sum"),
+    config.MeshGcn(width=16),
 ]
 
 
