@@ -35,9 +35,16 @@ TOLD_BYTES = 2_000_000_000
 """Reading so much to see whether it changed takes seconds, and is told."""
 
 
-OPTIONAL = ("latents.training", "embeds.training", "latents.sessions", "embeds.sessions")
-"""Ends of settings of ``decode`` that are no part of a seal unless they are given: seals of before
-there were any stay valid."""
+OPTIONAL = (
+    "latents.training",
+    "embeds.training",
+    "latents.sessions",
+    "embeds.sessions",
+    "reconstruct.guidance_interval",
+    "reconstruct.spacing",
+)
+"""Ends of settings that are no part of a seal unless they are given: seals of before there were any
+stay valid."""
 DIGITS = 12
 """Of a seal, in the name of a folder."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from raybrain.diffusion.checkpoint import (
 from raybrain.diffusion.compiling import Compiled, compile_networks
 from raybrain.diffusion.image_conditioning import IPAdapter, UnCLIP, load_encoder
 from raybrain.diffusion.image_layers import layer_sizes
+from raybrain.diffusion.silence import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -379,22 +379,3 @@ def _compute_in(dtype: torch.dtype, *, pipeline: Pipeline, device: torch.device)
         last.register_forward_hook(raise_again)
     for network in filter(None, (unet, vae)):
         network.to(device).to(dtype)  # a GPU converts at once what takes a CPU seconds
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' advice, which means nothing to who reconstructs from a brain."""
-    import diffusers.utils.logging as diffusers_log
-    import transformers.utils.logging as transformers_log
-
-    logs = (diffusers_log, transformers_log)
-    before = [log.get_verbosity() for log in logs]
-    try:
-        for log in logs:
-            log.set_verbosity_error()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, verbosity in zip(logs, before, strict=True):
-            log.set_verbosity(verbosity)
