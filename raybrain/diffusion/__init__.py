@@ -22,6 +22,7 @@ from raybrain.diffusion.generator import (
 )
 from raybrain.diffusion.guidance_interval import guided_steps
 from raybrain.diffusion.image_layers import LayerTargets, Spread
+from raybrain.diffusion.lora import lora_digest
 from raybrain.diffusion.published import CHECKPOINTS, wanted_files
 from raybrain.diffusion.schedulers import check_steps
 from raybrain.diffusion.soundness import check_sound
@@ -56,6 +57,7 @@ __all__ = [
     "generator_digest",
     "guided_steps",
     "load_generator",
+    "lora_digest",
     "noise_seed",
     "pays",
     "see_images",

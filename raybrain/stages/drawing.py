@@ -349,6 +349,7 @@ def _lineage(experiment: Experiment) -> dict[str, object]:
         "store": outputs.subject_store(experiment).seal.digest,
         "generator": outputs.features(experiment).seal.inputs["the generator"],
         "seed": experiment.seed,
+        **outputs.changes_of_generator(experiment),
         **{
             name: value
             for name, value in experiment.reconstruct.model_dump(mode="json").items()
