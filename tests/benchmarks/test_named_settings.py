@@ -47,7 +47,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "int8, 5 steps": ("reconstruct.steps=5", "generator.quantize=int8"),
 }
 FIRST = next(iter(WAYS))
-ASKED = ("two_way", "fifty_way", "pixcorr", "distance")
+ASKED = ("two_way", "pixcorr", "distance")
 BATCH = 8
 
 
