@@ -36,9 +36,16 @@ TOLD_BYTES = 2_000_000_000
 """Reading so much to see whether it changed takes seconds, and is told."""
 
 
-OPTIONAL = ("latents.training", "embeds.training", "latents.sessions", "embeds.sessions")
-"""Ends of settings of ``decode`` that are no part of a seal unless they are given: seals of before
-there were any stay valid."""
+OPTIONAL = (
+    "latents.training",
+    "embeds.training",
+    "latents.sessions",
+    "embeds.sessions",
+    "reconstruct.guidance_interval",
+    "reconstruct.spacing",
+)
+"""Ends of settings that are no part of a seal unless they are given: seals of before there were any
+stay valid."""
 DIGITS = 12
 """Of a seal, in the name of a folder."""
 
@@ -269,10 +276,8 @@ def predictions(experiment: Experiment) -> Output:
 
 def reconstructions(experiment: Experiment) -> Output:
     """Return the images drawn from the predictions."""
-    settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
-    settings["generator.dtype"] = experiment.generator.dtype
     inputs = {"the predictions": predictions(experiment).seal.digest}
-    made = Seal("reconstruct", settings, inputs)
+    made = _drawn(experiment, inputs)
     folder = f"{_folder_of(experiment, 'reconstructions', made=made)}.zarr"
     return Output("reconstruct", folder, made)
 
@@ -341,14 +346,9 @@ def report(experiment: Experiment) -> Output:
 
 def ceiling(experiment: Experiment) -> Output:
     """Return the images drawn from the true targets alone, for pictures that others drew."""
-    settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
-    settings["generator.dtype"] = experiment.generator.dtype
     inputs = {"the targets": features(experiment).seal.digest}
-    return Output(
-        "reconstruct",
-        f"{run_folder(experiment)}/ceiling.zarr",
-        Seal("reconstruct", settings, inputs),
-    )
+    folder = f"{run_folder(experiment)}/ceiling.zarr"
+    return Output("reconstruct", folder, _drawn(experiment, inputs))
 
 
 def pictures_report(experiment: Experiment, drawn: DrawnPictures, *, with_ceiling: bool) -> Output:
@@ -377,6 +377,27 @@ def pictures_report(experiment: Experiment, drawn: DrawnPictures, *, with_ceilin
     label = re.sub(r"[^A-Za-z0-9_.-]", "_", drawn.root.url.rstrip("/").rpartition("/")[2])
     folder = f"{run_folder(experiment)}/scored/{label}-{digest[:8]}/report"
     return Output("evaluate", folder, Seal("evaluate", settings, inputs))
+
+
+def changes_of_generator(experiment: Experiment) -> dict[str, str | None]:
+    """Return what draws other pictures than the checkpoint by itself does, and changes no target.
+
+    The digest of its LoRA and the type it is quantized to, each if there is one.
+    """
+    from raybrain import diffusion
+
+    generator = experiment.generator
+    found = {"lora": diffusion.lora_digest(generator), "quantize": generator.quantize}
+    return {name: value for name, value in found.items() if value not in (None, "none")}
+
+
+def _drawn(experiment: Experiment, inputs: dict[str, str]) -> Seal:
+    """Return the seal of pictures that are drawn from ``inputs``."""
+    settings = {**_under(experiment, "reconstruct"), "seed": experiment.seed}
+    settings["generator.dtype"] = experiment.generator.dtype
+    changes = changes_of_generator(experiment)
+    settings |= {f"generator.{name}": value for name, value in changes.items()}
+    return Seal("reconstruct", settings, inputs)
 
 
 def tuning(experiment: Experiment) -> Output:
@@ -410,7 +431,9 @@ def tuning(experiment: Experiment) -> Output:
         "the targets": features(experiment).seal.digest,
     }
     if any(changes_drawing(address) for address in experiment.tuning.space):
+        changes = changes_of_generator(experiment)
         settings |= _under(experiment, "reconstruct")
+        settings |= {f"generator.{name}": value for name, value in changes.items()}
         settings["evaluate.protocol"] = experiment.evaluate.protocol
     return Output("tune", f"{run_folder(experiment)}/tuning", Seal("tune", settings, inputs))
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import gpu
+from tests.benchmarks import gpu, gpu_drawing
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -61,6 +61,18 @@ def test_drawing_and_training_are_measured_every_way(tmp_path):
     losses = [one["losses"] for name, one in found["training"].items() if name.startswith("gcn")]
     assert len(losses) == 7
     assert all(one == pytest.approx(losses[0], rel=0.02) for one in losses)
+
+
+@pytest.mark.slow
+def test_every_faster_way_is_measured_beside_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_drawing, "IMAGES", 1)
+    failed, found = measured(tmp_path, "settings")
+    assert failed == 0
+    for way in gpu_drawing.WAYS:
+        assert found["settings"][way]["images a second"] > 0
+    for way, _, quantize in gpu_drawing.COMPILED_WAYS:
+        told = found["settings"][f"{way}, compiled"]
+        assert "quantize" in told if quantize == "float8" else told
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raybrain.config.base import Location, NonNegative, Positive, Section
 
@@ -34,6 +34,15 @@ class Generator(Section):
     """Compile the UNet and the VAE's decoder: about a minute before the first batch on a node, then
     faster. ``auto`` does so on GPUs where more time is saved. It rounds otherwise, so pictures
     differ by a grey level here and there."""
+    lora: Location | None = None
+    """A ``.safetensors`` file of low-rank changes of the UNet (LoRA, Hu et al. 2022) that let it
+    draw in few steps: LCM (Luo et al. 2023) or Hyper-SD (Ren et al. 2024); or the name of one that
+    lies in the checkpoint's folder, such as ``pytorch_lora_weights.safetensors``. They are added to
+    the weights once; none unless given, for they draw other pictures. Needs the extra ``lora``."""
+    quantize: Literal["none", "int8", "float8"] = "none"
+    """Type in which the linear layers of the UNet's transformers multiply, with a scale per row of
+    weights and of activations, through torchao: ``float8`` needs a GPU of compute capability 8.9.
+    ``none`` unless given, for rounding changes pictures. Needs the extra ``quantize``."""
 
 
 class Features(Section):
@@ -94,6 +103,27 @@ class GradientGuidance(Section):
     """Denoising steps that are guided, counted from the last: guesses before it are blurred."""
 
 
+class GuidanceInterval(Section):
+    """Noise levels at which classifier-free guidance acts (Kynkäänniemi et al., NeurIPS 2024).
+
+    Elsewhere the UNet runs on what is told alone, for half the time. Levels are those of their
+    paper, the noise's deviation in units of the signal's, ``sqrt((1 - a) / a)`` of the schedule's
+    cumulative ``a``: unlike shares of steps they mean the same whatever solver, steps and strength.
+    Stable Diffusion's go from .03 to 14.6.
+    """
+
+    low: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Levels at and below it are not guided."""
+    high: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Levels above it are not guided; no limit if not given."""
+
+    @model_validator(mode="after")
+    def _ascends(self) -> GuidanceInterval:
+        if self.high is not None and self.high <= self.low:
+            raise ValueError(f"high={self.high} is not above low={self.low}; raise it")
+        return self
+
+
 class Reconstruct(Section):
     """How the generator draws from decoded targets."""
 
@@ -107,6 +137,9 @@ class Reconstruct(Section):
     guidance: Annotated[float, Field(ge=1.0)] = 5.0
     """Scale of classifier-free guidance (Ho & Salimans 2022); 1 is none, 5 what Takagi & Nishimoto
     used."""
+    guidance_interval: GuidanceInterval | None = None
+    """Noise levels at which that guidance acts; all, as published, unless given. It says nothing
+    where ``guidance`` is 1 or the mode is z."""
     prompt_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the decoded prompt embeddings against those of the empty caption."""
     image_scale: Annotated[float, Field(ge=0.0)] = 1.0
@@ -117,8 +150,14 @@ class Reconstruct(Section):
     none unless given."""
     noise_level: NonNegative = 0
     """Timesteps of noise that unCLIP adds to the image embedding: more lets pictures vary more."""
-    scheduler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
-    """Solver of the reverse diffusion: DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022)."""
+    scheduler: Literal["ddim", "dpm-solver++", "unipc", "lcm"] = "dpm-solver++"
+    """Solver of the reverse diffusion: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022) or
+    UniPC (Zhao et al. 2023), for few steps; ``lcm`` (Luo et al. 2023), which adds new noise at
+    every step, is for a ``generator.lora`` or a checkpoint that was distilled for it."""
+    spacing: Literal["leading", "trailing"] | None = None
+    """How steps lie in the noise schedule: ``trailing`` begins at its last level, as Hyper-SD wants
+    with ddim (Lin et al. 2024 say why), ``leading`` does not. As the checkpoint and the solver have
+    it unless given."""
     steps: Positive = 20
     """Denoising steps of the whole schedule, of which ``strength`` is the share that is run."""
     samples: Positive = 5
@@ -129,6 +168,15 @@ class Reconstruct(Section):
     embeddings alone."""
     images_per_unit: Positive = 4
     """Images whose samples share a batch; fixed by the plan, never by the number of workers."""
+
+    @model_validator(mode="after")
+    def _spaced_as_distilled(self) -> Reconstruct:
+        if self.scheduler == "lcm" and self.spacing is not None:
+            raise ValueError(
+                f"spacing={self.spacing} says nothing to lcm, which takes the steps that it was "
+                f"distilled for; leave spacing out"
+            )
+        return self
 
     @property
     def own_strength(self) -> float:

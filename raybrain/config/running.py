@@ -106,6 +106,8 @@ class Objective(Section):
     """Which way is better."""
 
 
+DRAWN_BY = ("generator.lora", "generator.quantize")
+"""Settings of the generator that change what it draws and no target."""
 DRAWN_OF_PRIOR = ("sampling_steps", "guidance")
 """Settings of a prior that change what is drawn from it and not how it was fitted."""
 
@@ -119,7 +121,9 @@ def changes_drawing(address: str) -> bool:
     (True, False)
     """
     section, *rest = address.split(".")
-    return section == "reconstruct" or (rest[1:2] == ["prior"] and rest[-1] in DRAWN_OF_PRIOR)
+    if section == "reconstruct" or address in DRAWN_BY:
+        return True
+    return rest[1:2] == ["prior"] and rest[-1] in DRAWN_OF_PRIOR
 
 
 class Tuning(Section):

@@ -10,7 +10,6 @@ from raybrain.diffusion.drawing import (
     Drawing,
     DrawingUnit,
     DrawingWorker,
-    check_steps,
     draw,
     noise_seed,
 )
@@ -21,8 +20,11 @@ from raybrain.diffusion.generator import (
     load_generator,
     target_shapes,
 )
+from raybrain.diffusion.guidance_interval import guided_steps
 from raybrain.diffusion.image_layers import LayerTargets, Spread
+from raybrain.diffusion.lora import lora_digest
 from raybrain.diffusion.published import CHECKPOINTS, wanted_files
+from raybrain.diffusion.schedulers import check_steps
 from raybrain.diffusion.soundness import check_sound
 from raybrain.diffusion.targets import (
     complete_prompt,
@@ -53,7 +55,9 @@ __all__ = [
     "encode_images",
     "find_checkpoint",
     "generator_digest",
+    "guided_steps",
     "load_generator",
+    "lora_digest",
     "noise_seed",
     "pays",
     "see_images",

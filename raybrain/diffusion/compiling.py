@@ -2,7 +2,8 @@
 
 ``torch.compile`` makes another program for every shape that it meets, which takes most of a minute
 for Stable Diffusion. So batches that are not whole are filled up (`raybrain.diffusion.drawing`),
-and the workers of a node share what the first of them compiled.
+and the workers of a node share what the first of them compiled. Only a guidance interval that some
+steps lie in and others do not has two shapes of the UNet, whole batches and halves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybrain.config import Generator, Reconstruct
 from raybrain.diffusion.checkpoint import find_checkpoint, tensor_shapes
+from raybrain.diffusion.guidance_interval import guided_steps
 
 if TYPE_CHECKING:
     from raybrain.diffusion.generator import Pipeline
@@ -32,9 +34,10 @@ COMPILING = 90.0
 
 
 class Compiled:
-    """A network's ``forward`` that is compiled at its first call, unless it is switched off.
+    """A network's ``forward`` that is compiled at its first call with so many rows.
 
-    What is differentiated is not compiled: it would be another program.
+    What is differentiated is not compiled: it would be another program. Nor is anything while it is
+    switched off.
 
     Attributes
     ----------
@@ -47,7 +50,7 @@ class Compiled:
 
         self._eager = forward
         self._compiled = torch.compile(forward, dynamic=False)
-        self._ready = False
+        self._ready: set[int] = set()
         self.on = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,11 +59,12 @@ class Compiled:
 
         if not self.on or torch.is_grad_enabled():
             return self._eager(*args, **kwargs)
-        if self._ready:
+        rows = len(args[0])
+        if rows in self._ready:
             return self._compiled(*args, **kwargs)
         with _one_at_a_time():
             result = self._compiled(*args, **kwargs)
-        self._ready = True
+        self._ready.add(rows)
         return result
 
 
@@ -99,7 +103,7 @@ def pays(
     ----------
     settings : Generator
     reconstruct : Reconstruct
-        Steps, strength and guidance.
+        Steps, strength, guidance and its interval.
     images : int
         Pictures to draw in all, every sample counted.
     workers : int
@@ -111,11 +115,11 @@ def pays(
         return settings.compile
     if not on_gpu:
         return False
-    halves = 1 if reconstruct.own_guidance == 1 else 2
-    steps = max(1, int(reconstruct.steps * reconstruct.own_strength))
-    calls = images / workers * halves * steps
-    saved = calls * unet_flops(settings) * (1 / EAGER - 1 / COMPILED)
-    return saved > COMPILING
+    guided = guided_steps(reconstruct, find_checkpoint(settings).settings("scheduler"))
+    rows = images / workers * (len(guided) + sum(guided))
+    saved = rows * unet_flops(settings) * (1 / EAGER - 1 / COMPILED)
+    programs = len(set(guided))  # of the UNet, which takes most of the time
+    return saved > programs * COMPILING
 
 
 def unet_flops(settings: Generator) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from raybrain.config import Generator, InputError, Reconstruct, letters
 from raybrain.diffusion.checkpoint import find_checkpoint
 from raybrain.diffusion.compiling import switched_off
-from raybrain.diffusion.generator import load_generator, quiet
+from raybrain.diffusion.generator import load_generator
 from raybrain.diffusion.gradient_guidance import Guide, guided
+from raybrain.diffusion.guidance_interval import Halves, guided_steps
 from raybrain.diffusion.image_conditioning import given
 from raybrain.diffusion.image_layers import LayerTargets, Likeness, layer_sizes
 from raybrain.diffusion.pictures import resize, sendable, sent
+from raybrain.diffusion.schedulers import check_steps, scheduler_of
+from raybrain.diffusion.silence import quiet
 from raybrain.diffusion.targets import encode_pixels
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ def draw(
     seed : int
         The experiment's seed.
     settings : Reconstruct
-        Mode, strength, both guidances, scheduler and steps.
+        Mode, strength, guidances, scheduler and steps.
     compiled : bool
         Whether networks that the generator may compile are called so. Any number of threads may
         draw with one generator.
@@ -172,6 +175,10 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
         )
     shown = None if told.shown is None else sent(told.shown, device=device)
     start = sent(told.start, device=device)
+    halves = None
+    if guidance > 1 and settings.guidance_interval is not None:
+        steps = guided_steps(settings, generator.scheduler_config)
+        halves = Halves(steps, scale=guidance, empty=empty, told=embeds)
     # Not inference_mode, under which nothing can be differentiated.
     with torch.no_grad(), quiet():
         arguments = {}
@@ -181,7 +188,7 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
             )
         if settings.mode == "takagi":
             start = _through_pixels(generator, latents=start)
-        pipeline.scheduler = _scheduler(settings, generator)
+        pipeline.scheduler = scheduler_of(settings, generator.scheduler_config)
         if settings.gradient is not None and shown is not None:
             guide = Guide(
                 generator,
@@ -197,52 +204,12 @@ def _drawn(generator: StableDiffusion, told: _Told, *, settings: Reconstruct) ->
                 prompt_embeds=embeds,
                 negative_prompt_embeds=empty,
                 strength=settings.own_strength,
-                guidance_scale=guidance,
+                guidance_scale=guidance if halves is None else halves.scale_of(0),
                 num_inference_steps=settings.steps,
                 generator=told.noise,
                 output_type="pt",
+                callback_on_step_end=halves,
             ).images
-
-
-def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
-    """Refuse settings that leave no step to draw, or that ask for more steps than noise levels.
-
-    Parameters
-    ----------
-    settings : Reconstruct
-    name : str
-        Of the generator, for the message.
-    scheduler : mapping
-        Its scheduler's config.
-
-    Raises
-    ------
-    InputError
-        If no step is left to draw, or there are more steps than noise levels.
-    """
-    if "z" in letters(settings.mode) and int(settings.steps * settings.strength) < 1:
-        needed = int(np.ceil(1 / settings.strength))
-        raise InputError(
-            f"'reconstruct.strength' {settings.strength} of {settings.steps} steps leaves no step "
-            f"to draw; type reconstruct.steps={needed} or more"
-        )
-    trained = scheduler.get("num_train_timesteps", 1000)
-    leading = settings.scheduler == "ddim" and scheduler.get("timestep_spacing") in (
-        None,
-        "leading",
-    )
-    offset = scheduler.get("steps_offset", 0) if leading else 0
-
-    def fits(steps: int) -> bool:
-        return (steps - 1) * (trained // steps) + offset < trained
-
-    most = next(steps for steps in range(min(settings.steps, trained), 0, -1) if fits(steps))
-    if settings.steps > most:
-        raise InputError(
-            f"'reconstruct.steps' is {settings.steps}, but '{name}' has {trained} noise levels"
-            f"{f' and ddim begins {offset} later' if offset else ''}; "
-            f"type reconstruct.steps={most} or less"
-        )
 
 
 def _latents(
@@ -338,19 +305,6 @@ def _through_pixels(generator: StableDiffusion, *, latents: torch.Tensor) -> tor
     with switched_off(generator.compiled):  # latents of another size
         pixels = vae.decode(scaled, return_dict=False)[0].clamp(-1, 1)
     return encode_pixels(generator, pixels=resize(pixels, side=generator.resolution))
-
-
-def _scheduler(settings: Reconstruct, generator: StableDiffusion) -> Any:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-    config = generator.scheduler_config
-    if settings.scheduler == "ddim":
-        # Latents are not confined to -1..1: DDIM's default would clip them.
-        own = {"clip_sample": False}
-        if "set_alpha_to_one" not in config:
-            own["set_alpha_to_one"] = False  # as Stable Diffusion's own configs say
-        return DDIMScheduler.from_config(config, **own)
-    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
 
 
 @dataclass(frozen=True)

@@ -234,10 +234,13 @@ class UnCLIP(ImageConditioning):
 
 @contextlib.contextmanager
 def given(unet: Any, arguments: dict[str, Any]) -> Iterator[None]:
-    """Call the UNet with further arguments while the context is open."""
+    """Call the UNet with further arguments while the context is open.
+
+    A batch of fewer rows than they have is the half that is told, which is the last.
+    """
 
     def add(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | arguments
+        return args, kwargs | {name: _last(told, len(args[0])) for name, told in arguments.items()}
 
     # First of all hooks: those that lower the precision see what is added.
     hook = unet.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
@@ -245,6 +248,15 @@ def given(unet: Any, arguments: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _last(told: Any, rows: int) -> Any:
+    """Return the last rows of a tensor, or of each in a mapping or a list of some."""
+    if isinstance(told, dict):
+        return {name: _last(one, rows) for name, one in told.items()}
+    if isinstance(told, list):
+        return [_last(one, rows) for one in told]
+    return told[-rows:]
 
 
 def _after(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -64,13 +64,22 @@ class WantedFile:
 
 
 def wanted_files(settings: Generator) -> list[WantedFile]:
-    """Return the adapter and the image encoder that ``settings`` name, in this order."""
+    """Return the adapter, the image encoder and the LoRA that ``settings`` name, in this order."""
+    lora = [] if settings.lora is None else [WantedFile(_lora(settings.lora, settings), None)]
     if settings.image_adapter is None:
-        return []
+        return lora
     adapter = Path(settings.image_adapter).expanduser()
     folder = Path(settings.image_encoder or adapter.parent / IMAGE_ENCODER).expanduser()
     known = ADAPTERS.get(adapter.name)
     return [
         WantedFile(adapter, known),
         WantedFile(folder / "model.safetensors", ENCODER if known else None),
+        *lora,
     ]
+
+
+def _lora(name: str, settings: Generator) -> Path:
+    """Return where a LoRA is, in the checkpoint's folder where it is there alone."""
+    path = Path(name).expanduser()
+    inside = Path(settings.checkpoint).expanduser() / path
+    return inside if inside.is_file() and not path.is_file() else path

@@ -10,6 +10,8 @@ from typing import Any
 
 from raybrain.config import Generator, InputError
 from raybrain.diffusion.checkpoint import MODELS, Checkpoint, find_checkpoint, read_json
+from raybrain.diffusion.lora import check_lora
+from raybrain.diffusion.quantizing import check_quantize
 
 NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "vae": {"block_out_channels": list, "latent_channels": int},
@@ -24,7 +26,7 @@ LENGTH = 8
 
 
 def check_sound(settings: Generator) -> None:
-    """Refuse a generator of which a file is missing or damaged.
+    """Refuse a generator of which a file is missing, damaged or unfit.
 
     Every config is read, and of the weights what their headers promise is compared with the bytes
     that are there: a copy that broke off is found, a flipped bit is not.
@@ -51,11 +53,13 @@ def check_sound(settings: Generator) -> None:
             _check_weights(path)
     if checkpoint.weights:
         _check_weights(checkpoint.weights)
-        return
-    for part in MODELS:
-        _check_shards(checkpoint, part=part)
-        for path in checkpoint.weight_files(part):
-            _check_weights(path)
+    else:
+        for part in MODELS:
+            _check_shards(checkpoint, part=part)
+            for path in checkpoint.weight_files(part):
+                _check_weights(path)
+    check_lora(settings)
+    check_quantize(settings)
 
 
 def _check_tokenizer(folder: Path) -> None:

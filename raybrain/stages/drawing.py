@@ -125,6 +125,8 @@ def _draw(
         attributes={**lineage, **_lineage(experiment), COMPILED: compiled},
     )
     units = [Unit(row, block) for row in rows for block in store.missing_blocks(output.folder, row)]
+    if settings.guidance_interval is not None and units:
+        say("reconstruct", _guided(experiment))
     if compiled and units:
         say("reconstruct", "compiles the generator first: about a minute on each node")
     left = sum(_images(unit, settings=settings) for unit in units)
@@ -237,6 +239,13 @@ def _compiled(experiment: Experiment, folder: str, *, images: int) -> bool:
     )
 
 
+def _guided(experiment: Experiment) -> str:
+    """Return in which steps guidance acts: an interval may hold all of them, or none."""
+    checkpoint = diffusion.find_checkpoint(experiment.generator)
+    steps = diffusion.guided_steps(experiment.reconstruct, checkpoint.settings("scheduler"))
+    return f"guidance acts in {sum(steps)} of {len(steps)} steps (reconstruct.guidance_interval)"
+
+
 def _with_compiled(experiment: Experiment, compiled: bool) -> Experiment:
     """Return the experiment with ``generator.compile`` decided."""
     generator = experiment.generator.model_copy(update={"compile": compiled})
@@ -340,5 +349,10 @@ def _lineage(experiment: Experiment) -> dict[str, object]:
         "store": outputs.subject_store(experiment).seal.digest,
         "generator": outputs.features(experiment).seal.inputs["the generator"],
         "seed": experiment.seed,
-        **experiment.reconstruct.model_dump(mode="json"),
+        **outputs.changes_of_generator(experiment),
+        **{
+            name: value
+            for name, value in experiment.reconstruct.model_dump(mode="json").items()
+            if value is not None or f"reconstruct.{name}" not in outputs.OPTIONAL
+        },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from raybrain.config import Features, Generator, Reconstruct
+from raybrain.config import Features, Generator, GuidanceInterval, InputError, Reconstruct
 from raybrain.diffusion import DrawingUnit, DrawingWorker, target_shapes
 from raybrain.diffusion.compiling import switched_off
 from tests.benchmarks.gpu_machine import Size, fastest, most_memory, seconds
@@ -22,6 +23,28 @@ from tests.diffusion.generators import TINY, V1_4, write_generator
 
 HOW = Reconstruct(steps=20, strength=0.8, guidance=5.0)
 IMAGES, SAMPLES = 4, 5
+INTERVAL = {"guidance_interval": GuidanceInterval(low=0.28, high=2.9)}
+WAYS: dict[str, dict[str, Any]] = {
+    "dpm-solver++, 20 steps": {},
+    "guidance interval .28 to 2.9": INTERVAL,
+    "no guidance": {"guidance": 1.0},
+    "dpm-solver++, 10 steps": {"steps": 10},
+    "unipc, 20 steps": {"scheduler": "unipc"},
+    "unipc, 10 steps": {"scheduler": "unipc", "steps": 10},
+    "ddim, trailing, 8 steps, no guidance": {
+        "scheduler": "ddim",
+        "spacing": "trailing",
+        "steps": 8,
+        "guidance": 1.0,
+    },
+    "lcm, 4 steps, no guidance": {"scheduler": "lcm", "steps": 4, "guidance": 1.0},
+}
+COMPILED_WAYS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("dpm-solver++, 20 steps", {}, "none"),
+    ("guidance interval .28 to 2.9", INTERVAL, "none"),
+    ("int8", {}, "int8"),
+    ("float8", {}, "float8"),
+)
 ATTENTION = {
     "chosen by torch": None,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -92,10 +115,50 @@ def eager(checkpoint: str, unit: DrawingUnit, *, size: Size) -> Iterator[tuple[s
     yield "ours, images one by one", {"images a second": 1 / spent}
 
 
-def worker_of(checkpoint: str, *, size: Size, compiled: bool) -> DrawingWorker:
-    generator = Generator(checkpoint=checkpoint, compile=compiled, device=size.device.type)
+def settings(size: Size, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield a batch with each of the faster ways to draw, beside one without.
+
+    A LoRA is part of the weights once it is loaded, so ``lcm`` takes the same time without one.
+    """
+    checkpoint = str(write_checkpoint(folder, size=size))
+    unit = unit_of(checkpoint)
+    worker = worker_of(checkpoint, size=size, compiled=False)
+    for name, how in WAYS.items():
+        told = dataclasses.replace(unit, settings=HOW.model_copy(update=how))
+        yield name, of_batch(functools.partial(worker, told), size=size)
+    for name, how, quantize in COMPILED_WAYS:
+        torch._dynamo.reset()
+        try:
+            worker = worker_of(checkpoint, size=size, compiled=True, quantize=quantize, how=how)
+        except InputError as error:  # no such card, or the package is not installed
+            yield f"{name}, compiled", str(error)
+            continue
+        work = functools.partial(worker, unit)
+        yield f"{name}, compiled: seconds of the first batch", seconds(work, device=size.device)
+        yield f"{name}, compiled", of_batch(work, size=size)
+
+
+def worker_of(
+    checkpoint: str,
+    *,
+    size: Size,
+    compiled: bool,
+    quantize: str = "none",
+    how: dict[str, Any] | None = None,
+) -> DrawingWorker:
+    generator = Generator.model_validate(
+        {
+            "checkpoint": checkpoint,
+            "compile": compiled,
+            "quantize": quantize,
+            "device": size.device.type,
+        }
+    )
     return DrawingWorker(
-        generator=generator, reconstruct=HOW, seed=0, threads=torch.get_num_threads()
+        generator=generator,
+        reconstruct=HOW.model_copy(update=how or {}),
+        seed=0,
+        threads=torch.get_num_threads(),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from raybrain.config import Generator, Reconstruct
+from raybrain.config import Generator, GuidanceInterval, Reconstruct
 from raybrain.diffusion import DrawingUnit, DrawingWorker, compiling, pays
 from tests.diffusion.generators import LATENT, far, write_tiny_generator
 
@@ -37,10 +37,10 @@ def programs(monkeypatch, tmp_path):
     torch._dynamo.reset()
 
 
-def worker_of(checkpoint, *, compiled=True):
+def worker_of(checkpoint, *, compiled=True, **how):
     return DrawingWorker(
         generator=Generator(checkpoint=str(checkpoint), device="cpu", compile=compiled),
-        reconstruct=SETTINGS,
+        reconstruct=SETTINGS.model_copy(update=how),
         seed=5,
         rows=6,
     )
@@ -64,6 +64,17 @@ def test_units_that_are_not_whole_draw_the_same_and_compile_nothing(checkpoint, 
         assert far(drawing.images, expected.images) <= 1
         assert drawing.batch == 6
     assert programs == [("UNet2DConditionModel", 12), ("Decoder", 6)]
+
+
+def test_a_guidance_interval_has_one_more_program_for_its_unguided_steps(
+    checkpoint, targets, programs
+):
+    how = {"guidance_interval": GuidanceInterval(high=1.0)}
+    plain, compiled = worker_of(checkpoint, compiled=False, **how), worker_of(checkpoint, **how)
+    for images in (1, 3):
+        drawing, expected = (one(unit_of(targets, images)) for one in (compiled, plain))
+        assert far(drawing.images, expected.images) <= 1
+    assert programs == [("UNet2DConditionModel", n) for n in (6, 12)] + [("Decoder", 6)]
 
 
 def test_what_does_not_fit_is_found_before_anything_is_compiled(
@@ -140,3 +151,18 @@ def test_compiling_pays_where_a_worker_saves_more_time_than_it_takes(
     assert pays(Generator(), **plan) is expected
     for chosen in (True, False):
         assert pays(Generator(compile=chosen), **plan) is chosen
+
+
+@pytest.mark.parametrize(
+    ("guided", "enough"), [([True] * 3, 15), ([False] * 3, 30), ([True, False, False], 45)]
+)
+def test_a_guidance_interval_saves_less_and_costs_a_second_program(monkeypatch, guided, enough):
+    """A row of the UNet saves a second here, and a program costs 90."""
+    monkeypatch.setattr(
+        compiling, "unet_flops", lambda _: 1 / (1 / compiling.EAGER - 1 / compiling.COMPILED)
+    )
+    monkeypatch.setattr(compiling, "guided_steps", lambda *_: guided)
+    for images, expected in ((enough - 1, False), (enough + 1, True)):
+        assert expected is pays(
+            Generator(), reconstruct=Reconstruct(), images=images, workers=1, on_gpu=True
+        )

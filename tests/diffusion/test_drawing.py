@@ -62,7 +62,7 @@ def test_ddim_matches_the_equations(tiny, targets):
     assert np.abs(result - np.stack(images)).max() < 1
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++", "unipc"])
 @pytest.mark.parametrize(
     ("prediction", "spacing", "rescaled"),
     [

@@ -10,8 +10,8 @@ import torch
 
 from raybrain.config import Generator, GradientGuidance, Reconstruct
 from raybrain.diffusion import embed_images, load_generator
-from raybrain.diffusion.drawing import _scheduler
 from raybrain.diffusion.gradient_guidance import SHIFT, Guide, guided
+from raybrain.diffusion.schedulers import scheduler_of
 from tests.diffusion import generators
 from tests.diffusion.generators import LATENT, far
 
@@ -70,7 +70,7 @@ def likeness(generator, drawn_pictures, embeds):
         return encoder.cosine(encoder.look(pixels).embeds, torch.tensor(embeds)).numpy()
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++", "unipc"])
 def test_what_is_drawn_is_more_like_what_the_embedding_says(pocket, pictures, scheduler):
     embeds = embed_images(pocket, images=pictures)
     plain = drawn(pocket, embeds, scheduler=scheduler)
@@ -148,7 +148,7 @@ class Constant:
         return self.by.expand_as(clean)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "unipc"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_every_scheduler_takes_the_moved_guess(tiny, name, prediction):
     """An oracle's guess is the truth at every step; moved, all of it moves and nothing else."""
@@ -157,7 +157,7 @@ def test_every_scheduler_takes_the_moved_guess(tiny, name, prediction):
     shape = (1, 4, LATENT, LATENT)
     truth = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     by = torch.randn(shape, generator=torch.Generator().manual_seed(4))
-    scheduler = _scheduler(Reconstruct(scheduler=name), generator)
+    scheduler = scheduler_of(Reconstruct(scheduler=name), generator.scheduler_config)
     scheduler.set_timesteps(10)
     guide = Constant(by, last=10)
     scheduler = guided(scheduler, guide)
@@ -180,7 +180,7 @@ def test_every_scheduler_takes_the_moved_guess(tiny, name, prediction):
 
 
 def test_only_the_last_steps_are_guided(tiny):
-    scheduler = _scheduler(Reconstruct(), tiny)
+    scheduler = scheduler_of(Reconstruct(), tiny.scheduler_config)
     scheduler.set_timesteps(10)
     guide = Constant(torch.zeros(1), last=3)
     scheduler = guided(scheduler, guide)

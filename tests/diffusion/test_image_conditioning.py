@@ -17,7 +17,7 @@ from raybrain.diffusion import (
     noise_seed,
     target_shapes,
 )
-from raybrain.diffusion.drawing import _scheduler
+from raybrain.diffusion.schedulers import scheduler_of
 from tests.diffusion.generators import (
     EMBEDDING,
     HIDDEN,
@@ -72,7 +72,7 @@ def test_an_adapter_draws_what_diffusers_draws_from_the_pictures(
     theirs.load_ip_adapter(folder, subfolder="", weight_name=name)
     theirs.set_ip_adapter_scale(0.7)
     theirs.set_progress_bar_config(disable=True)
-    theirs.scheduler = _scheduler(Reconstruct(), generator)
+    theirs.scheduler = scheduler_of(Reconstruct(), generator.scheduler_config)
     # Their own processor would be described by no file; ours comes from the encoder's folder.
     theirs.feature_extractor = generator.image.encoder.processor
     for row, source in enumerate(noise()):
@@ -138,7 +138,7 @@ def test_unclip_draws_what_diffusers_draws(unclip, pictures, noise_level, guidan
     found = ours(generator, image_embeds=embeds, settings=how)
     theirs = StableUnCLIPImg2ImgPipeline.from_pretrained(unclip.checkpoint)
     theirs.set_progress_bar_config(disable=True)
-    theirs.scheduler = _scheduler(Reconstruct(scheduler="ddim"), generator)
+    theirs.scheduler = scheduler_of(Reconstruct(scheduler="ddim"), generator.scheduler_config)
     empty = generator.unconditional.expand(ROWS, -1, -1)
     wanted = theirs(
         image=torch.cat(
