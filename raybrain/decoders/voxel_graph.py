@@ -14,6 +14,10 @@ def within(edges: NDArray[np.integer] | None, keep: NDArray[np.bool_]) -> NDArra
     edges : ndarray of int, shape (edge, 2), or None
         Numbers of voxels.
     keep : ndarray of bool, shape (voxel,)
+
+    Returns
+    -------
+    ndarray of int64, shape (kept edge, 2), or None
     """
     if edges is None:
         return None

@@ -46,7 +46,7 @@ def scheduler_of(settings: Reconstruct, config: Mapping[str, Any]) -> Any:
 
 
 def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any]) -> None:
-    """Raise `InputError` if no step is left to draw, or more steps than noise levels.
+    """Refuse settings that leave no step to draw, or that ask for more steps than noise levels.
 
     Parameters
     ----------
@@ -55,6 +55,11 @@ def check_steps(settings: Reconstruct, *, name: str, scheduler: Mapping[str, Any
         Of the generator, for the message.
     scheduler : mapping
         Its scheduler's config.
+
+    Raises
+    ------
+    InputError
+        If no step is left to draw, or there are more steps than the solver can take.
     """
     if "z" in letters(settings.mode) and int(settings.steps * settings.strength) < 1:
         needed = int(np.ceil(1 / settings.strength))
