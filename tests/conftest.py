@@ -8,14 +8,15 @@ import pytest
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
-pytest_plugins = ["tests.small_run"]
+pytest_plugins = ["tests.small_run", "tests.inline"]
 
-SHARED = "finished"
-"""The fixture that costs the most, a whole run: all tests that use it go to one process."""
+SHARED = "finished_here"
+"""A fixture that is a whole run: all tests that use it go to one process."""
 
 LONGEST = (
-    SHARED,
     "tests/test_cluster.py",
+    "tests/test_plugins.py",
+    SHARED,
     "tests/test_pretraining.py",
     "tests/test_sweep_inline.py",
     "tests/test_mutated_inputs.py",

@@ -28,9 +28,17 @@ SIMULATED = {
 
 @pytest.fixture(scope="session")
 def experiment_file(tmp_path_factory) -> Path:
+    return write_experiment(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="session")
+def file_here(tmp_path_factory) -> Path:
+    return write_experiment(tmp_path_factory.mktemp("here"))
+
+
+def write_experiment(folder: Path) -> Path:
     from tests.diffusion.generators import write_tiny_generator  # torch, which few tests need
 
-    folder = tmp_path_factory.mktemp("experiment")
     write_tiny_generator(folder / "generator")
     tree = {
         **SIMULATED,
@@ -75,6 +83,16 @@ def outputs_of(experiment: Experiment) -> dict[str, outputs.Output]:
 def finished(experiment_file) -> Experiment:
     assert cli.main(["run", str(experiment_file)]) == 0
     return load_experiment(experiment_file)
+
+
+@pytest.fixture(scope="session")
+def finished_here(file_here) -> Experiment:
+    """Return the same without Ray, for tests of what is made of a run and not of how it runs."""
+    from tests.inline import in_this_process
+
+    with in_this_process():
+        assert cli.main(["run", str(file_here)]) == 0
+    return load_experiment(file_here)
 
 
 def same_results(one: Experiment, other: Experiment) -> None:

@@ -445,8 +445,8 @@ def test_what_a_generator_cannot_draw_from_is_one_sentence(tiny):
 # ------------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_gives_its_table_and_stores(finished):
-    results = raybrain.Results(finished, outputs.report(finished).folder)
+def test_a_run_gives_its_table_and_stores(finished_here):
+    results = raybrain.Results(finished_here, outputs.report(finished_here).folder)
     assert SYSTEM in results.table.rows
     assert results.open("predictions")["latents"].sizes["image"] == 10
     truth = results.open("store")

@@ -309,7 +309,7 @@ from raybrain import cluster
 
 with cluster.connect():
     experiment = raybrain.Experiment.load(sys.argv[1], *sys.argv[3:])
-    stages = ["features", "train", "predict", "reconstruct", "evaluate"]
+    stages = ["simulate", "ingest", "features", "train", "predict", "reconstruct", "evaluate"]
     print(raybrain.run(experiment, stages).report)
     raybrain.run(raybrain.Experiment.load(sys.argv[2]), "ingest")
 """
@@ -318,16 +318,18 @@ with cluster.connect():
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 def test_on_ray_the_decoder_trains_the_metric_scores_and_the_reader_ingests(
-    finished, experiment_file, installed, tmp_path
+    experiment_file, installed, tmp_path
 ):
+    workspace = tmp_path / "workspace"
     held = write_subject(tmp_path / "data")
     write_entry(tmp_path / "data")
     other = tmp_path / "other.yaml"
     tree = tree_of({"kind": "ridge"}) | {"dataset": "data/one_file.yaml"}
     tree["decode"]["latents"]["rois"] = ["all"]
-    other.write_text(yaml.safe_dump(tree | {"workspace": str(tmp_path / "workspace")}))
+    other.write_text(yaml.safe_dump(tree | {"workspace": str(workspace)}))
     words = [
         "name=plugin",
+        f"workspace={workspace}",
         "decode.latents.decoder={kind: low_rank, rank: 4}",
         "decode.prompt_embeds=null",
         "decode.mean_colour.rois=[early, ventral]",
@@ -345,7 +347,7 @@ def test_on_ray_the_decoder_trains_the_metric_scores_and_the_reader_ingests(
     )
     assert done.returncode == 0, done.stderr
     assert "latents: low_rank from" in done.stdout
-    (report,) = Path(finished.workspace, "runs/plugin").glob("report*")
+    (report,) = (workspace / "runs/plugin").glob("report*")
     text = (report / scoring.TABLE).read_text()
     assert "lite0-v1+brightness" in text
     assert "bright" in text
@@ -353,14 +355,13 @@ def test_on_ray_the_decoder_trains_the_metric_scores_and_the_reader_ingests(
     assert set(decoders) == {
         *("latents", "latents single trials", "mean_colour", "mean_colour single trials")
     }
-    (features,) = Path(finished.workspace, "features/simulated").glob("*.zarr/mean_colour")
-    stimuli = store.open_store(outputs.subject_store(finished).folder, splits="all")
+    (features,) = (workspace / "features/simulated").glob("*.zarr/mean_colour")
+    (subject,) = (workspace / "stores/simulated").glob("*.zarr")
+    stimuli = store.open_store(str(subject), splits="all")
     ids = store.row_ids(str(features.parent))
     colours = stimuli.pixels(ids).mean(axis=(1, 2)) / 255
     np.testing.assert_allclose(
         store.read_rows(str(features.parent), "mean_colour"), colours, atol=1e-6
     )
-    ingested = store.open_store(
-        str(tmp_path / "workspace/stores/one_file/subj01.zarr"), splits="all"
-    )
+    ingested = store.open_store(str(workspace / "stores/one_file/subj01.zarr"), splits="all")
     np.testing.assert_allclose(ingested.betas(voxels=np.ones(7, bool)), held["betas"])

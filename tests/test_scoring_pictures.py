@@ -1,7 +1,6 @@
 """``evaluate images=FOLDER``: pictures from anywhere score as the pipeline's own do."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,12 @@ import pytest
 from PIL import Image
 
 import raybrain
-from raybrain import cli, cluster, outputs, store
+from raybrain import cli, outputs, store
 from raybrain.config import InputError
 from raybrain.datasets.drawn import find_drawn
 from raybrain.evaluation import CEILING, MEAN_IMAGE, RANDOM_TRAINING, SHUFFLED, SYSTEM
 from raybrain.stages import drawing, scoring
+from tests.inline import in_this_process
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -31,23 +31,23 @@ def write(folder: Path, *names: str, size=(8, 8)) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(finished, experiment_file) -> Iterator[Path]:
-    assert cli.main(["export", str(experiment_file)]) == 0
-    with cluster.connect():  # one Ray for all commands, whose workers have imported what they need
-        yield Path(outputs.pictures(finished).folder)
+def exported(finished_here, file_here) -> Path:
+    with in_this_process():
+        assert cli.main(["export", str(file_here)]) == 0
+    return Path(outputs.pictures(finished_here).folder)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("inline")
 def test_exported_pictures_score_as_the_run_that_drew_them(
-    finished, experiment_file, exported, tmp_path, capsys
+    finished_here, file_here, exported, tmp_path, capsys
 ):
-    own = raybrain.Results(finished, outputs.report(finished).folder).table
+    own = raybrain.Results(finished_here, outputs.report(finished_here).folder).table
     brought = tmp_path / "from the other lab"
     shutil.copytree(exported / "system", brought)
-    assert cli.main(["evaluate", str(experiment_file), f"images={brought}"]) == 0
+    assert cli.main(["evaluate", str(file_here), f"images={brought}"]) == 0
     printed = capsys.readouterr().out
     assert "ceiling" in printed
-    [report] = Path(outputs.run_folder(finished), "scored").glob("from_the_other_lab-*/report")
+    [report] = Path(outputs.run_folder(finished_here), "scored").glob("from_the_other_lab-*/report")
     table = raybrain.load_table(report / scoring.SCORES)
     assert table.image_ids == own.image_ids
     assert set(table.rows) == {MEAN_IMAGE, RANDOM_TRAINING, SHUFFLED, SYSTEM, CEILING}
@@ -62,39 +62,37 @@ def test_exported_pictures_score_as_the_run_that_drew_them(
             )
     assert (report / scoring.GALLERY).stat().st_size > 10_000
     # what is sealed is not scored again, and a run can be compared with it
-    results = raybrain.run(
-        raybrain.Experiment.load(experiment_file), "evaluate", images=str(brought)
-    )
+    results = raybrain.run(raybrain.Experiment.load(file_here), "evaluate", images=str(brought))
     assert "sealed already" in capsys.readouterr().out
     assert results.report == str(report)
-    assert cli.main(["compare", outputs.run_folder(finished), str(report)]) == 0
+    assert cli.main(["compare", outputs.run_folder(finished_here), str(report)]) == 0
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("inline")
 def test_the_ceiling_is_drawn_where_nothing_was_decoded_and_is_the_same(
-    finished, experiment_file, exported
+    finished_here, file_here, exported
 ):
     words = [
-        str(experiment_file),
+        str(file_here),
         "name=scored-only",
         f"images={exported / 'system'}",
         "resources.generate.max=1",
     ]
     assert cli.main(["evaluate", *words]) == 0
-    drawn = outputs.ceiling(finished.model_copy(update={"name": "scored-only"})).folder
+    drawn = outputs.ceiling(finished_here.model_copy(update={"name": "scored-only"})).folder
     np.testing.assert_array_equal(
         store.read_rows(drawn, "ceiling"),
-        store.read_rows(outputs.reconstructions(finished).folder, "ceiling"),
+        store.read_rows(outputs.reconstructions(finished_here).folder, "ceiling"),
     )
     assert not Path(drawn).with_name("predictions.zarr").exists()
 
 
-@pytest.mark.ray
-def test_a_folder_of_rows_brings_its_own_ceiling(finished, experiment_file, exported):
+@pytest.mark.usefixtures("inline")
+def test_a_folder_of_rows_brings_its_own_ceiling(finished_here, file_here, exported):
     done = raybrain.run(
-        raybrain.Experiment.load(experiment_file, "name=rows"), "evaluate", images=exported
+        raybrain.Experiment.load(file_here, "name=rows"), "evaluate", images=exported
     )
-    own = raybrain.Results(finished, outputs.report(finished).folder).table
+    own = raybrain.Results(finished_here, outputs.report(finished_here).folder).table
     for row in (SYSTEM, CEILING):
         assert done.table.score(row=row, metric="two_way").value == pytest.approx(
             own.score(row=row, metric="two_way").value
@@ -102,18 +100,18 @@ def test_a_folder_of_rows_brings_its_own_ceiling(finished, experiment_file, expo
     assert not Path(done.folder, "ceiling.zarr").exists()
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("inline")
 def test_what_is_wrong_with_a_folder_is_one_sentence_and_nothing_is_written(
-    finished, experiment_file, exported, tmp_path, capsys
+    finished_here, file_here, exported, tmp_path, capsys
 ):
     def refused(folder: Path, *words: str) -> str:
         name = f"name=refused-{folder.name}"
-        assert cli.main(["evaluate", str(experiment_file), name, f"images={folder}"]) == 2
+        assert cli.main(["evaluate", str(file_here), name, f"images={folder}"]) == 2
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1
         for word in words:
             assert word in printed
-        assert not Path(finished.workspace, "runs", f"refused-{folder.name}").exists()
+        assert not Path(finished_here.workspace, "runs", f"refused-{folder.name}").exists()
         return printed
 
     def changed(name: str) -> Path:

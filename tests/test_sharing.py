@@ -166,26 +166,26 @@ def test_tensors_are_in_the_order_of_ids_and_hold_what_was_drawn(tmp_path):
     np.testing.assert_array_equal(pixels, drawn[[1, 0, 2], 1])
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("inline")
 @pytest.mark.filterwarnings("default")
-def test_a_run_is_exported_in_every_form(finished, experiment_file, capsys):
+def test_a_run_is_exported_in_every_form(finished_here, file_here, capsys):
     for form in ("tensors", "models"):
-        assert cli.main(["export", str(experiment_file), f"form={form}"]) == 0
-    assert cli.main(["export", str(experiment_file), "form=gif"]) == 2
+        assert cli.main(["export", str(file_here), f"form={form}"]) == 0
+    assert cli.main(["export", str(file_here), "form=gif"]) == 2
     assert "choose from pictures, tensors, models" in capsys.readouterr().err
-    tensors = Path(outputs.tensors(finished).folder)
+    tensors = Path(outputs.tensors(finished_here).folder)
     assert (tensors / "image_ids.txt").read_text().split() == store.row_ids(
-        outputs.reconstructions(finished).folder
+        outputs.reconstructions(finished_here).folder
     )
     assert len(list(tensors.glob("*.pt"))) == 3  # two samples of the system, one of the ceiling
-    opened = store.open_store(outputs.subject_store(finished).folder, splits="test")
-    for target, decode in outputs.targets(finished):
-        folder = Path(outputs.models(finished).folder, target)
+    opened = store.open_store(outputs.subject_store(finished_here).folder, splits="test")
+    for target, decode in outputs.targets(finished_here):
+        folder = Path(outputs.models(finished_here).folder, target)
         assert "lite0-v1: 10 images" in (folder / "README.md").read_text()
         decoder = raybrain.Decoder.from_pretrained(folder)
         betas = opened.betas(voxels=opened.mask(decode.rois))
         session = opened.trials["session"].to_numpy()
         found = decoder.predict(betas, session=session)
-        shape = store.row_shape(outputs.features(finished).folder, target)
-        known = store.read_rows(f"{outputs.predictions(finished).folder}/trials", target)
+        shape = store.row_shape(outputs.features(finished_here).folder, target)
+        known = store.read_rows(f"{outputs.predictions(finished_here).folder}/trials", target)
         np.testing.assert_allclose(found.reshape(-1, *shape), known, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,6 @@
 What runs on Ray elsewhere is called here one after another; `test_sweep_run` has it on Ray.
 """
 
-import contextlib
 import csv
 import json
 from pathlib import Path
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raybrain import cli, cluster, outputs, pipeline, sweeps
-from raybrain.cluster import Shared, graph
-from raybrain.cluster.graph import Room
+from raybrain import cli, outputs, pipeline, sweeps
 from raybrain.config import InputError
 from raybrain.stages import fitting, sweeping
 from tests.test_sweep_run import (
@@ -27,31 +24,6 @@ from tests.test_sweep_run import (
 )
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-class Here(Shared):
-    def get(self):
-        return self.reference
-
-
-@pytest.fixture
-def inline(monkeypatch):
-    """Call in this process, in order, what would be sent to workers."""
-
-    def map_tasks(function, items, **_):
-        return [function(item) for item in items]
-
-    def draw_units(make_worker, units, *, worker_arguments, **_):
-        worker = make_worker(**worker_arguments)
-        return (worker(unit) for unit in units)
-
-    monkeypatch.setattr(cluster, "map_tasks", map_tasks)
-    monkeypatch.setattr(cluster, "draw_units", draw_units)
-    monkeypatch.setattr(cluster, "on_worker", lambda make, **_: Here(make()))
-    monkeypatch.setattr(cluster, "connect", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(graph, "connect", contextlib.nullcontext)
-    monkeypatch.setattr(graph, "_room", lambda **_: Room(1.0, 0.0))
-    monkeypatch.setattr(graph, "starts_its_own", lambda: True)
 
 
 def test_a_sweep_in_which_a_run_fails_and_is_made_good(
