@@ -18,7 +18,7 @@ paper: .venv/installed
 	$(BIN)/raybrain sweep jobs/sweeps/paper_small.yaml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow

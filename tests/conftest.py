@@ -10,13 +10,12 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 pytest_plugins = ["tests.small_run", "tests.inline"]
 
-SHARED = "finished_here"
-"""A fixture that is a whole run: all tests that use it go to one process."""
-
 LONGEST = (
     "tests/test_cluster.py",
     "tests/test_plugins.py",
-    SHARED,
+    "tests/test_scoring_pictures.py",  # with the next two the run in this process
+    "tests/test_sharing.py",
+    "tests/test_api.py",
     "tests/test_pretraining.py",
     "tests/test_sweep_inline.py",
     "tests/test_mutated_inputs.py",
@@ -25,16 +24,10 @@ LONGEST = (
     "tests/test_tuning.py",
     "tests/diffusion/test_compiling.py",
 )
-"""What to begin with: whoever is given one of these last works alone in the end."""
+"""Files to begin with: whoever of several processes is given one last works alone in the end."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests out by file to the processes side by side, the longest files first."""
-    groups: dict[str, list[pytest.Item]] = {name: [] for name in LONGEST}
-    for item in items:
-        shared = SHARED in getattr(item, "fixturenames", ())
-        group = SHARED if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups.setdefault(group, []).append(item)
-    items[:] = [item for group in groups.values() for item in group]
+    """Put the files that take longest first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))

@@ -157,6 +157,8 @@ class RoiGraph(Network):
 class MeshGcn(Network):
     """Graph convolutions between neighbours on the cortical surface, and the backbone behind them.
 
+    The convolutions are those of Defferrard et al. 2016.
+
     For stores of vertices whose mesh is known (`nod`); a volume has none.
     """
 

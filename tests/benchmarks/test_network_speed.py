@@ -12,10 +12,7 @@ from raybrain.decoders.build import build_network
 from raybrain.decoders.wiring import propagation
 from raybrain.training import fit, resident
 
-pytestmark = [
-    pytest.mark.benchmark,
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
-]
+pytestmark = pytest.mark.benchmark
 EPOCHS = 3
 
 

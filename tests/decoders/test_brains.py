@@ -9,7 +9,7 @@ from raybrain import config
 from raybrain.decoders import gradient_task, prepare, train_ridge
 from raybrain.training import fit, resident
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:of .* targets:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:of .* targets:UserWarning")
 
 ROIS = {"V1": (0, 16), "V2": (16, 28), "V3": (28, 34), "hV4": (34, 40)}
 NETWORKS = [

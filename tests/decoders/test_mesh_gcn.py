@@ -58,7 +58,6 @@ def test_a_step_is_the_scaled_laplacian_of_the_mesh() -> None:
     assert not dense(np.empty((0, 2), int), voxels=3).any()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.parametrize("reach", [1, 2, 3])
 def test_convolution_equals_torch_geometrics(reach: int) -> None:
     from torch_geometric.nn import ChebConv

@@ -136,7 +136,6 @@ def test_edges_join_what_correlates_from_first_to_last_only():
     assert published_edges(graph()[2].max() * np.eye(3), threshold=0.1).shape == (2, 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_a_chebyshev_layer_is_that_of_torch_geometric(order, at_once):
@@ -261,7 +260,6 @@ SECTIONS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.kind)
 def test_every_network_learns_every_parameter_and_depends_on_the_seed_alone(section):
     wiring = wire(section, examples=examples())
@@ -278,7 +276,6 @@ def test_every_network_learns_every_parameter_and_depends_on_the_seed_alone(sect
     assert network.eval()(torch.randn(5, 40)).shape == (5, 6)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_attention_shares_sum_to_one_and_the_graph_carries_signals():
     from raybrain.decoders.roi_graph import RoiGraph
 
