@@ -562,6 +562,7 @@ def driver(code):
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_its_driver_was_killed(tmp_path):
     code = f"""
         from pathlib import Path

@@ -22,12 +22,12 @@ HEAVY = (
 SMALL = (
     "simulation={grid: [12, 12, 10], early_voxels: 120, ventral_voxels: 80, objects: 48, "
     "test_images: 10, trials_per_session: 40}",
-    "reconstruct.steps=3",
+    "reconstruct.steps=4",
     "reconstruct.samples=1",
     "reconstruct.references=[ceiling]",
     "evaluate={bootstrap: 200}",
 )
-"""A subject of 48 images, drawn in three steps."""
+"""A subject of 48 images, drawn in the last of four steps."""
 
 
 def lines_of(name):

@@ -660,6 +660,7 @@ SMOKE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own
 def test_the_job_trains_records_and_exports(tmp_path):
