@@ -28,6 +28,7 @@ from raybrain.datasets import open_recording
 from raybrain.diffusion.soundness import check_sound
 from tests.datasets import bdata_tree, entries, masks_tree, nod_tree
 from tests.datasets import other_trees as trees
+from tests.datasets.conftest import matlab_files_read_once  # noqa: F401 - a fixture
 from tests.datasets.nsd_tree import SUBJECT, write_tree
 from tests.datasets.test_conformance import arrays_entry, haxby_entry, things_entry
 from tests.datasets.test_nsd import entry as nsd_entry
