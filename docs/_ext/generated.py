@@ -50,7 +50,10 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def write(folder: Path) -> None:
-    """Write every page; one whose text is the same stays untouched, so that nothing is redone."""
+    """Write every page; one whose text is the same stays untouched, so that nothing is redone.
+
+    Pages of names that are no longer there are removed.
+    """
     pages = {
         "settings": settings_page(),
         "catalog": catalog_page(),
@@ -65,6 +68,9 @@ def write(folder: Path) -> None:
         + "\n".join(f"api/{name.removeprefix('raybrain.')}" for name in names)
         + "\n```\n"
     )
+    for file in folder.rglob("*.md"):
+        if file.relative_to(folder).with_suffix("").as_posix() not in pages:
+            file.unlink()
     for name, text in pages.items():
         file = folder / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
