@@ -246,7 +246,7 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(StableDiffusionImg2ImgPipeline.download(name, safety_checker=None))
         except (OSError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise InputError(
                 f"the generator '{name}' is neither a folder here nor complete in the hub's cache, "
                 f"and could not be downloaded ({reason.rstrip('.')}); "
@@ -350,6 +350,11 @@ def image_embeds_shape(checkpoint: Checkpoint) -> tuple[int, ...] | None:
     if not hidden_states_wanted(checkpoint):
         return (config["projection_dim"],)
     return ((config["image_size"] // config["patch_size"]) ** 2 + 1, config["hidden_size"])
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says is wrong, or the error's type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from raybrain.diffusion.checkpoint import (
     PARTS,
     Checkpoint,
     find_checkpoint,
+    first_line,
     image_embeds_shape,
 )
 from raybrain.diffusion.compiling import Compiled, compile_networks
@@ -269,7 +270,7 @@ def _image_conditioning(
             low_cpu_mem_usage=False,  # what is missing is told instead of left without a value
         )
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"the adapter {checkpoint.adapter} does not fit the UNet of {checkpoint.folder} "
             f"({reason.rstrip('.:')}); choose the adapter made for this checkpoint"
@@ -328,7 +329,7 @@ def _load_pipeline(checkpoint: Checkpoint, *, draws: bool) -> Pipeline:
                 **unused,
             )
     except (ValueError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"{checkpoint.weights} could not be read with the configs of {checkpoint.folder} "
             f"({reason.rstrip('.')}); check that both are the same model, or save the weights as "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybrain.config import Generator, InputError
-from raybrain.diffusion.checkpoint import file_digest, find_checkpoint, tensor_shapes
+from raybrain.diffusion.checkpoint import file_digest, find_checkpoint, first_line, tensor_shapes
 
 if TYPE_CHECKING:
     from raybrain.diffusion.generator import Pipeline
@@ -68,11 +68,6 @@ def check_lora(settings: Generator) -> None:
     path = lora_file(settings)
     if path is None:
         return
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(
-            "'generator.lora' is added to the UNet by peft, which is not installed; type: "
-            "pip install 'raybrain[lora]'"
-        )
     layers = _layers(path)
     checkpoint = find_checkpoint(settings)
     files = [] if checkpoint.weights else checkpoint.weight_files("unet")
@@ -87,12 +82,11 @@ def fuse(pipeline: Pipeline, settings: Generator) -> None:
     Raises
     ------
     InputError
-        As `check_lora` does, or if a layer could not be changed.
+        If peft is not installed, the file is no LoRA of this UNet, or a layer could not be changed.
     """
     path = lora_file(settings)
     if path is None:
         return
-    check_lora(settings)
     layers = _layers(path)
     unet = pipeline.unet
     weights = {name: tuple(value.shape) for name, value in unet.named_parameters()}
@@ -102,7 +96,7 @@ def fuse(pipeline: Pipeline, settings: Generator) -> None:
             str(path.parent), weight_name=path.name, adapter_name=ADAPTER, local_files_only=True
         )
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"{path} could not be added to the UNet of '{settings.checkpoint}' "
             f"({reason.rstrip('.:')}); choose a LoRA made for this checkpoint"
@@ -122,6 +116,11 @@ def _layers(path: Path) -> dict[str, dict[str, tuple[int, ...]]]:
 
     Layers are named with ``_`` for every ``.``, as in kohya-ss's files.
     """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            "'generator.lora' is added to the UNet by peft, which is not installed; type: "
+            "pip install 'raybrain[lora]'"
+        )
     from safetensors import SafetensorError
 
     try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raybrain.config import Generator
+from raybrain.config import Generator, InputError
 from raybrain.diffusion.checkpoint import IMAGE_ENCODER
+from raybrain.diffusion.lora import lora_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def wanted_files(settings: Generator) -> list[WantedFile]:
 
 
 def _lora(name: str, settings: Generator) -> Path:
-    """Return where a LoRA is, in the checkpoint's folder where it is there alone."""
-    path = Path(name).expanduser()
-    inside = Path(settings.checkpoint).expanduser() / path
-    return inside if inside.is_file() and not path.is_file() else path
+    """Return where a LoRA is, or where it is wanted while it or its checkpoint is not there."""
+    try:
+        found = lora_file(settings)
+    except InputError:
+        found = None
+    return found or Path(name).expanduser()

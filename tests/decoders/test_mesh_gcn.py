@@ -13,7 +13,7 @@ from raybrain.decoders.build import build_network
 from raybrain.decoders.mesh_gcn import MeshCheb
 from raybrain.decoders.voxel_graph import sent
 from raybrain.decoders.wiring import MESH, wire
-from raybrain.training import fit, resident
+from raybrain.training import fit_task
 
 SIDE = 8
 VOXELS = 2 * SIDE * SIDE
@@ -127,13 +127,8 @@ def fitted(edges: np.ndarray | None, *, train: int = 200):  # type: ignore[no-un
         section=SECTION,
     )
     model = task.build(seed=0)
-    for _ in fit(
-        model,
-        train=resident(task.betas, targets=task.targets, count=task.count),
-        validation=resident(task.validation_betas, targets=task.validation_targets),
-        settings=config.Training(epochs=15, patience=5, batch_size=32, lr=3e-3),
-        seed=0,
-    ):
+    training = config.Training(epochs=15, patience=5, batch_size=32, lr=3e-3)
+    for _ in fit_task(model, task=task, settings=training, seed=0):
         pass
     return task.finish(model)
 

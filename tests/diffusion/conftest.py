@@ -73,3 +73,17 @@ def pictures():
     plain = np.array([[255, 0, 0], [0, 200, 255], [20, 20, 20]], np.uint8)
     grain = np.random.default_rng(0).integers(0, 120, (3, 20, 20, 3), dtype=np.uint8)
     return np.maximum(grain, plain[:, None, None])
+
+
+@pytest.fixture
+def rows(tiny, monkeypatch):
+    """Return the rows of every call of the UNet."""
+    found = []
+    forward = tiny.pipeline.unet.forward
+
+    def counted(sample, *args, **kwargs):
+        found.append(len(sample))
+        return forward(sample, *args, **kwargs)
+
+    monkeypatch.setattr(tiny.pipeline.unet, "forward", counted)
+    return found

@@ -173,15 +173,7 @@ def test_takagi_enlarges_to_the_generators_resolution(tiny, targets):
     assert far(drawn(tiny, **vars(targets), mode="takagi"), direct) <= 1
 
 
-def test_guidance_of_one_runs_the_network_once(tiny, targets, monkeypatch):
-    rows = []
-    forward = tiny.pipeline.unet.forward
-
-    def counted(sample, *args, **kwargs):
-        rows.append(len(sample))
-        return forward(sample, *args, **kwargs)
-
-    monkeypatch.setattr(tiny.pipeline.unet, "forward", counted)
+def test_guidance_of_one_runs_the_network_once(tiny, targets, rows):
     drawn(tiny, **vars(targets), guidance=1.0)
     drawn(tiny, **vars(targets), guidance=2.0)
     assert rows == [3, 3, 6, 6]

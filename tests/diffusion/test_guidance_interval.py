@@ -31,20 +31,6 @@ def middle():
     return {"low": 1.001 * LEVELS[TIMES[5]], "high": 1.001 * LEVELS[TIMES[2]]}
 
 
-@pytest.fixture
-def rows(tiny, monkeypatch):
-    """Return the rows of every call of the UNet."""
-    found = []
-    forward = tiny.pipeline.unet.forward
-
-    def counted(sample, *args, **kwargs):
-        found.append(len(sample))
-        return forward(sample, *args, **kwargs)
-
-    monkeypatch.setattr(tiny.pipeline.unet, "forward", counted)
-    return found
-
-
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++", "unipc", "lcm"])
 def test_an_interval_of_all_levels_draws_the_same_bytes_and_one_of_none_is_unguided(
     tiny, targets, rows, scheduler
