@@ -19,6 +19,10 @@ from raybrain.cluster.candidates import TaskSeat
 from raybrain.config import Experiment, InputError, Tuning, Workers
 from raybrain.stages import searching
 
+# Optuna keeps its pool of connections until the process ends; from Python 3.13 on that is told of.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database in:ResourceWarning")
+
+
 MLP = {"kind": "residual_mlp", "width": 64, "depth": 1}
 
 
